@@ -1,0 +1,268 @@
+"""A run as data: every setting has one place, one default and one check, and the resolved whole is written beside the result.
+
+    [model] [data] [pipeline] [optimizer] [training] [defence] [[attack]] [cluster] [output]   faults = [...]
+
+A TOML file holds the same tables; `--set section.key=value` on the command line and keyword arguments in Python
+end up here too. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from holdfast.errors import ConfigError
+
+Schedule = Literal["gpipe", "1f1b"]
+Engine = Literal["memory", "processes", "ray"]
+Defence = Literal["none", "duplicate", "duplicate-only", "spot-check", "statistics"]
+OnAlert = Literal["restart", "relay", "skip", "replace"]
+BanPolicy = Literal["never", "quarantine", "ban"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """`name` is a description of a small model made from scratch (`gpt2:layers=6,width=64`), a directory, or a hub name."""
+
+    name: str = "gpt2:layers=6,width=64,heads=4"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    lora_rank: int = Field(0, ge=0)
+    lora_alpha: float = Field(16.0, gt=0)
+    lora_targets: tuple[str, ...] = ()
+
+
+class DataConfig(Section):
+    """`tokenizer` is a directory; without one: the model directory's, or a byte-level BPE of `vocabulary` tokens trained on the text."""
+
+    name: str = "embedded"
+    sequence_length: int = Field(64, ge=2)
+    tokenizer: str | None = None
+    vocabulary: int = Field(512, ge=258)
+    validation_tokens: int = Field(16_384, ge=1)
+
+
+class PipelineConfig(Section):
+    stages: int = Field(6, ge=2)
+    micro_batches: int = Field(4, ge=1)
+    micro_batch_size: int = Field(4, ge=1)
+    schedule: Schedule = "1f1b"
+    engine: Engine = "memory"
+
+
+class OptimizerConfig(Section):
+    """AdamW (decoupled weight decay on matrices only), warm-up, then `schedule` down to `final_ratio` of the peak."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    clip_norm: float = Field(1.0, ge=0, description="0: no clipping")
+
+
+class TrainingConfig(Section):
+    steps: int = Field(150, ge=1)
+    seed: int = Field(0, ge=0)
+    evaluate_every: int = Field(0, ge=0, description="0: only at the end")
+
+
+class DefenceConfig(Section):
+    """`name=None` is duplicate, or none where K = 2 leaves nothing to defend."""
+
+    name: Defence | None = None
+    on_alert: OnAlert = "replace"
+    retries: int = Field(2, ge=0, description="restarts of one step before `restart` and `relay` escalate to `replace`")
+    ban_policy: BanPolicy = "never"
+    ban_after: int = Field(3, ge=1)
+    deadline_s: float = Field(30.0, gt=0, description="virtual seconds without progress before who owes counts as dead")
+
+
+class AttackConfig(Section):
+    """`spec` is `NAME`, `file.py:Class`, or either followed by `,param=value...`; the rest is the campaign."""
+
+    spec: str
+    rate: float = Field(1.0, ge=0, le=1)
+    stages: tuple[int, ...] | None = None
+    seed: int | None = None
+    first_step: int = Field(0, ge=0)
+    persistent: bool = False
+    micro_batches: tuple[int, ...] | None = None
+    worker: str | None = None
+
+
+class ClusterConfig(Section):
+    """The described cluster of the virtual clock. Delay and reordering are seeded and never change a bit of the result."""
+
+    latency_s: float = Field(1e-3, ge=0)
+    bandwidth_bytes_per_s: float = Field(125e6, gt=0)
+    jitter_s: float = Field(0.0, ge=0)
+    loss: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    seconds_per_forward: float = Field(0.05, gt=0, description="one micro-batch through a stage of average cost")
+    speeds: tuple[float, ...] | None = Field(None, description="relative speed of each worker's device, one a stage")
+    detection_s: float = Field(0.1, ge=0, description="time until a dead process is noticed")
+    wire_check: bool = False
+    memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
+
+
+class OutputConfig(Section):
+    dir: str | None = None
+    checkpoint_every: int = Field(0, ge=0, description="steps; 0: only at the end")
+    keep: int = Field(3, ge=1)
+    report_to: tuple[Literal["tensorboard"], ...] = ()
+
+
+class RunConfig(Section):
+    """Everything that decides a run's result. Equal configs on one machine give equal weights, to the bit."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    defence: DefenceConfig = DefenceConfig()
+    attack: tuple[AttackConfig, ...] = ()
+    cluster: ClusterConfig = ClusterConfig()
+    output: OutputConfig = OutputConfig()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def defence_name(self) -> Defence:
+        return self.defence.name or ("none" if self.pipeline.stages == 2 else "duplicate")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stages = self.pipeline.stages
+        if stages == 2 and self.defence.name not in (None, "none"):
+            raise ValueError(
+                f"defence {self.defence.name!r} with 2 stages: both belong to the trusted initiator, so there is no "
+                "untrusted stage and nothing to defend; use --stages 3 or more, or --defence none"
+            )
+        for attack in self.attack:
+            for stage in attack.stages or ():
+                if not 1 <= stage <= stages - 2:
+                    raise ValueError(
+                        f"attack {attack.spec!r} names stage {stage}, but with {stages} stages the attackable ones are "
+                        + (f"1 to {stages - 2}" if stages > 2 else "none (both stages are the initiator's)")
+                    )
+            if stages == 2:
+                raise ValueError(f"attack {attack.spec!r} with 2 stages: there is no untrusted stage; use --stages 3 or more")
+        if self.cluster.speeds is not None and len(self.cluster.speeds) != stages:
+            raise ValueError(f"cluster.speeds has {len(self.cluster.speeds)} entries; it needs one for each of {stages} stages")
+        return self
+
+
+def resolve(tables: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping of settings; raises ConfigError naming each wrong key or value."""
+    try:
+        return RunConfig.model_validate(dict(tables))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def _explain(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        *parents, key = detail["loc"]
+        section: Any = RunConfig
+        for part in parents:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = AttackConfig if part == "attack" else (field.annotation if field is not None else section)
+        known = ", ".join(getattr(section, "model_fields", RunConfig.model_fields))
+        return f"unknown setting {where!r}; here stand: {known}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return message if detail["type"] == "value_error" else f"{where}: {message}, got {detail['input']!r}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises ConfigError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; give the path of a TOML file, or none for the defaults") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply `section.key=value` assignments (values as TOML; bare words are strings) to a copy of `tables`.
+
+    >>> assign({}, ["training.steps=20", "data.name=wikitext2"])
+    {'training': {'steps': 20}, 'data': {'name': 'wikitext2'}}
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tables.items()}
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"--set {text!r}: expected section.key=value, for example training.steps=20")
+        *sections, key = path.strip().split(".")
+        table = result
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {text!r}: {section!r} is a value, not a table")
+        table[key] = _value(value.strip())
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name,param=value,...` (attacks) or `name:param=value,...` (models) into a name and typed parameters.
+
+    >>> parse_spec("scale,factor=10,direction=both")
+    ('scale', {'factor': 10, 'direction': 'both'})
+    """
+    name, *pairs = text.split(",")
+    match = re.fullmatch(r"([a-z0-9_]+):(\w+=.*)", name)
+    if match is not None:
+        name, pairs = match[1], [match[2], *pairs]
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{text!r}: expected param=value after the name, got {pair!r}")
+        parameters[key.strip().replace("-", "_")] = _value(value.strip())
+    return name.strip(), parameters
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved config as TOML; reading it back gives an equal config."""
+    tables = config.model_dump(mode="json", exclude_none=True)
+    lines = [f"{key} = {_literal(value)}" for key, value in tables.items() if not isinstance(value, dict) and key != "attack"]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in table.items())]
+    for attack in tables["attack"]:
+        lines += ["", "[[attack]]", *(f"{key} = {_literal(value)}" for key, value in attack.items())]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,171 @@
+"""What happened in a run, one frozen type an event: the coordinator and the trainer emit them, reports and terminals read them.
+
+Each becomes one line of `report.jsonl`; `SCHEMA` is its version. Times are virtual seconds since the start of the run unless
+a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.claim import ClaimKey
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    parameters: int
+    stages: tuple[str, ...]
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSealed:
+    """Step `step` is committed. `loss` is nats a token; `gradient_norm` is the global norm before clipping."""
+
+    step: int
+    attempt: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A check failed. `suspects` are stages' workers that may have lied; the referee narrows them.
+
+    `reason`: output, parent, norms, delivery, equivocation or numerics.
+    """
+
+    key: ClaimKey
+    reason: str
+    suspects: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """The referee's word: who lied about `key`. No culprit means inconclusive."""
+
+    key: ClaimKey
+    culprits: tuple[str, ...]
+    stage: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimReplaced:
+    """The innocent holder's own value for `key` took the place of the culprit's."""
+
+    key: ClaimKey
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRestarted:
+    step: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagesSkipped:
+    step: int
+    bypassed: tuple[int, ...]
+    frozen: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    worker: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    stage: int
+    lost: str
+    heir: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reshadowed:
+    stage: int
+    worker: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    worker: str
+    lies: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """Both holders of a stage were lost in `step`; the run continues from the certified checkpoint of `version`."""
+
+    step: int
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    step: int
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    weights_digest: str
+    summary: dict[str, Any]
+
+
+Event = (
+    RunStarted
+    | StepSealed
+    | Alert
+    | Ruling
+    | ClaimReplaced
+    | StepRestarted
+    | StagesSkipped
+    | WorkerLost
+    | TakenOver
+    | Reshadowed
+    | Banned
+    | RolledBack
+    | Evaluated
+    | CheckpointWritten
+    | RunFinished
+)
+
+
+def to_record(event: Event, seconds: float) -> dict[str, Any]:
+    """The event as a JSON object: schema, event name, virtual time, then its own fields."""
+    return {"schema": SCHEMA, "event": type(event).__name__, "seconds": round(seconds, 6), **_plain(dataclasses.asdict(event))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value

@@ -1,0 +1,224 @@
+"""All that stages, the coordinator and the referee ever say to one another: the schema is final, the transport varies.
+
+    coordinator --> worker     BeginStep  Accepted  Supply  Update  Seal  SendState  NewRoute
+    worker --> coordinator     Header  Complaint  StateAdopted  Loss  Idle
+    worker --> worker          Claim  StateTransfer  TiedGradient  TiedWeight
+    coordinator <--> referee   Examine  Finding
+
+Nothing else is shared. A message is a frozen dataclass of plain values, digests and tensors; the wire knows these types
+and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.claim import Claim, ClaimKey, Header, Role, StageState, Tensor
+from holdfast.route import Route
+
+
+@dataclass(frozen=True, slots=True)
+class BeginStep:
+    """Start (or, with a higher attempt, start again) a step from the sealed weights `version`."""
+
+    step: int
+    attempt: int
+    version: int
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class NewRoute:
+    """The route changed inside a step: who has taken over sends what the lost worker may have left unsent."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The board's ruling: a tensor for `key` may be used if its digest is `output`."""
+
+    key: ClaimKey
+    output: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """An order to send one's own tensor for `key` to the workers `to`, in place of a claim that was rejected or lost."""
+
+    key: ClaimKey
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """All gradients stand agreed: multiply them by `clip_scale` (from agreed norms only) and take one optimizer step."""
+
+    step: int
+    attempt: int
+    clip_scale: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Version `version` is agreed by both holders of every stage; older versions may be freed."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendState:
+    """An order to send the state of `stage` at `version` to `to`, who will hold it in `role`."""
+
+    stage: int
+    version: int
+    to: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class StateTransfer:
+    """A whole stage on its way to a new holder, or to the initiator for a checkpoint (`role` is None)."""
+
+    state: StageState
+    role: Role | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateAdopted:
+    """The receiver of a state says which digest arrived; the coordinator compares it with the sealed one."""
+
+    stage: int
+    version: int
+    role: Role
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """`sender` delivered a tensor for `key` whose digest `got` is not the accepted one (empty: nothing usable came)."""
+
+    key: ClaimKey
+    sender: str
+    got: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The training loss of one micro-batch, nats a token, as the last stage computed it."""
+
+    step: int
+    attempt: int
+    micro_batch: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class TiedGradient:
+    """The head's share of the gradient of tied embeddings, from the last stage to the first (one machine), shape [V, D]."""
+
+    step: int
+    attempt: int
+    micro_batch: int
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TiedWeight:
+    """The sealed tied embedding at `version`, from the first stage to the last, shape [V, D]."""
+
+    version: int
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Ask the referee for the honest output of `key`, from sealed weights `version` and inputs with these digests.
+
+    `inputs` maps every claim key whose tensor is needed to its accepted digest; `holders` are asked for state and tensors
+    in this order. `state_digest` is the sealed digest of the stage at `version`. `clip_scale` and `learning_rate` count only
+    for an UPDATE.
+    """
+
+    key: ClaimKey
+    version: int
+    state_digest: bytes
+    inputs: tuple[tuple[ClaimKey, bytes], ...]
+    holders: tuple[str, ...]
+    clip_scale: float = 1.0
+    learning_rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the referee computed for `key`; `norms` only for a GRADIENT."""
+
+    key: ClaimKey
+    output: bytes
+    norms: tuple[float, ...] = ()
+
+
+Message = (
+    BeginStep
+    | NewRoute
+    | Accepted
+    | Supply
+    | Update
+    | Seal
+    | SendState
+    | StateTransfer
+    | StateAdopted
+    | Complaint
+    | Loss
+    | TiedGradient
+    | TiedWeight
+    | Examine
+    | Finding
+    | Header
+    | Claim
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message from one member of the run to another. The transport vouches for `sender`."""
+
+    sender: str
+    recipient: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One unit of computation that a member is ready to do now; `device` names the serial resource it occupies.
+
+    `cost` is in forward passes of one micro-batch through a stage of average cost (a backward pass counts two); a launcher
+    with a virtual clock turns it into seconds.
+    """
+
+    kind: str
+    device: int
+    stage: int
+    key: ClaimKey
+    role: Role | None
+    cost: float
+
+
+class Actor(Protocol):
+    """A member of the run as a pure state machine: called by a launcher, from one thread, never concurrently.
+
+    `receive` takes one message and may answer with others at once; it must not compute. `next_work` says what the device
+    would do next (None: it waits for messages) and changes nothing; `execute` does it. Both may raise `ProtocolError` for
+    a message that breaks the schema. What it does not promise: any order between messages of different senders.
+    """
+
+    name: str
+
+    def receive(self, envelope: Envelope) -> Sequence[Envelope]: ...
+
+    def next_work(self, device: int) -> Work | None: ...
+
+    def execute(self, work: Work) -> Sequence[Envelope]: ...
