@@ -1,4 +1,4 @@
-"""A claim says: for this step, micro-batch, direction, stage and weight version, given the input with this digest, my output is this tensor.
+"""A claim says: for this step, micro-batch, direction, stage and version, given this input, my output is this tensor.
 
 It is the one noun of the system: attacks forge claims, transports carry them, verifiers check them, recovery answers a
 rejected one. Gradients and updates are claims too; they differ only in what was computed:
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
 else:
     Tensor = Any
 

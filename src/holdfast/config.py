@@ -43,7 +43,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """`tokenizer` is a directory; without one: the model directory's, or a byte-level BPE of `vocabulary` tokens trained on the text."""
+    """`tokenizer` is a directory; without one: the model's own, or a byte-level BPE of `vocabulary` tokens trained here."""
 
     name: str = "embedded"
     sequence_length: int = Field(64, ge=2)
@@ -177,7 +177,7 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
 def _explain(detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        *parents, key = detail["loc"]
+        *parents, _key = detail["loc"]
         section: Any = RunConfig
         for part in parents:
             field = getattr(section, "model_fields", {}).get(part)
