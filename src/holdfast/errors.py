@@ -15,11 +15,20 @@
     └── FaultWindowExceeded       1   more faults at once than the protocol can carry
 
 The number is the exit code of the command line. Messages say what was got, what was needed and what to do next.
+
+Two signals stand outside the tree, because nobody is to blame and no user sees them: an actor that raises `WorkerDied` or
+`WorkerStalled` tells its launcher that its machine is gone, or busy with nothing, in the middle of what it was doing.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from holdfast.message import Envelope
+else:
+    Envelope = Any
 
 
 class HoldfastError(Exception):
@@ -83,3 +92,23 @@ class SelfTestFailed(HoldfastError):
 
 class FaultWindowExceeded(HoldfastError):
     pass
+
+
+class WorkerDied(Exception):
+    """The machine is gone for good; only the envelopes `sent` still left it."""
+
+    def __init__(self, sent: Sequence[Envelope] = ()) -> None:
+        super().__init__(f"the worker died after {len(sent)} envelopes")
+        self.sent: tuple[Envelope, ...] = tuple(sent)
+
+
+class WorkerStalled(Exception):
+    """The machine does nothing for `seconds`; the envelopes `sent` left before.
+
+    What was interrupted is not lost: the actor offers it again as its next work once the time is over.
+    """
+
+    def __init__(self, seconds: float, sent: Sequence[Envelope] = ()) -> None:
+        super().__init__(f"the worker stalls for {seconds} s after {len(sent)} envelopes")
+        self.seconds = seconds
+        self.sent: tuple[Envelope, ...] = tuple(sent)
