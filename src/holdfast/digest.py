@@ -1,0 +1,83 @@
+"""Equality of tensors is equality of bytes: sha256 of a tensor, of named tensors, of a stage's state and of a whole model.
+
+    tensor      sha256( dtype \\0 shape \\0 bytes )                       shape "2,3"; bytes little-endian, row-major
+    tensors     sha256( name \\0 dtype \\0 shape \\0 bytes, ... )         sorted by name
+    state       sha256( tensors(weights), tensors(moments), updates )
+
+NaN equals itself here, and -0.0 differs from 0.0. CPU tensors are hashed in place, without a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from holdfast.claim import StageState
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """32 bytes that stand for the tensor in headers and on the claim board; strides and device do not count.
+
+    >>> tensor_digest(torch.tensor([0.0])) == tensor_digest(torch.tensor([-0.0]))
+    False
+    >>> tensor_digest(torch.ones(2, 3)) == tensor_digest(torch.ones(3, 2).t())
+    True
+    """
+    digest = hashlib.sha256(_description(tensor))
+    digest.update(_octets(tensor).numpy().data)
+    return digest.digest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
+    """32 bytes for named tensors; the order of the mapping does not count."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + b"\0" + _description(tensors[name]))
+        digest.update(_octets(tensors[name]).numpy().data)
+    return digest.digest()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """The `weights_digest` of a run, in hex: `tensors_digest` of the whole model with tied tensors once.
+
+    Names of one memory are tied; the last of them in sorted order stands for all. That is the embedding, not the head, in
+    every supported family, so a state dict with both names and a saved model with one have the same digest.
+    """
+    by_memory: dict[tuple[object, ...], str] = {}
+    for name in sorted(weights):
+        tensor = weights[name]
+        memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        by_memory[memory if tensor.numel() else (name,)] = name
+    return tensors_digest({name: weights[name] for name in by_memory.values()}).hex()
+
+
+def state_digest(state: StageState) -> bytes:
+    """32 bytes for what both holders of a stage seal: weights, moments and the number of updates taken."""
+    digest = hashlib.sha256(tensors_digest(state.weights))
+    digest.update(tensors_digest(state.moments))
+    digest.update(state.updates.to_bytes(8, "little"))
+    return digest.digest()
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_octets(a), _octets(b))
+
+
+def _description(tensor: Tensor) -> bytes:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = ",".join(str(size) for size in tensor.shape)
+    return f"{dtype}\0{shape}\0".encode()
+
+
+def _octets(tensor: Tensor) -> Tensor:
+    """The tensor's little-endian bytes, row-major, as uint8 on the CPU: a view where it is contiguous there already."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    octets = flat.view(torch.uint8)
+    if sys.byteorder == "little":
+        return octets
+    return octets.reshape(-1, flat.element_size()).flip(1).reshape(-1)
