@@ -76,7 +76,8 @@ def _description(tensor: Tensor) -> bytes:
 
 def _octets(tensor: Tensor) -> Tensor:
     """The tensor's little-endian bytes, row-major, as uint8 on the CPU: a view where it is contiguous there already."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    dense = tensor.detach().cpu().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # a dimension of size 1 may keep an odd stride, which view() refuses
     octets = flat.view(torch.uint8)
     if sys.byteorder == "little":
         return octets
