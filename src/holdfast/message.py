@@ -46,7 +46,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """An order to send one's own tensor for `key` to the workers `to`, in place of a claim that was rejected or lost."""
+    """An order to send one's tensor for `key` (own output, or verified input) to `to`, in place of what was rejected or lost."""
 
     key: ClaimKey
     to: tuple[str, ...]
@@ -71,12 +71,12 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class SendState:
-    """An order to send the state of `stage` at `version` to `to`, who will hold it in `role`."""
+    """An order to send the state of `stage` at `version` to `to`, who will hold it in `role` (None: only look at it)."""
 
     stage: int
     version: int
     to: str
-    role: Role
+    role: Role | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,22 @@
+"""Relay: after an alert the step is redone with every tensor passing through the coordinator, the paper's central server.
+
+A sender can then no longer tell its neighbours different things, and the coordinator holds both tensors of a disputed pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo, Remedy
+
+
+class Relay(Remedy):
+    name = "relay"
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+
+    def answer(self, dispute: Dispute) -> Answer:
+        if dispute.key.attempt >= self._retries:
+            return Investigate()
+        return Redo(replace(dispute.route, relay=True), investigate=True)

@@ -1,0 +1,57 @@
+"""Skip: the paper's efficient training. The suspects are bypassed for this step, and whatever could no longer agree is frozen.
+
+An alert about stage 2 (worker w2, verified by w3), K = 6:
+
+    stage         0      1      2      3      4      5
+    bypassed                    x      x                    the suspects' own stages
+    shadow on            w2     w3     w4     w5
+    frozen               x      x      x                    1 too: its shadow sits on the suspect w2
+    forward       0 ---> 1 ------------------> 4 ---> 5
+
+Frozen means no gradient, no decay, no moment, no step count and no share of the norm. Stage 1 still carries activations and
+gradients through; nobody shadows it in this step, so the referee does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo, Remedy
+from holdfast.route import Route
+
+
+class Skip(Remedy):
+    name = "skip"
+
+    def answer(self, dispute: Dispute) -> Answer:
+        suspects = set(dispute.suspects) - set(dispute.route.trusted)
+        if not suspects:
+            return Investigate()
+        return Redo(bypass(dispute.route, suspects), investigate=False)
+
+
+def bypass(route: Route, suspects: Collection[str]) -> Route:
+    """The route of one step without the suspects; trusted workers are never bypassed."""
+    out = set(suspects) - set(route.trusted)
+    stages = {i for i in route.stages if route.primaries[i] in out}
+    shadows = tuple(None if shadow in out else shadow for shadow in route.shadows)
+    return replace(
+        route,
+        epoch=route.epoch + 1,
+        shadows=shadows,
+        bypassed=tuple(sorted({*route.bypassed, *stages})),
+        frozen=frozen(route, out),
+    )
+
+
+def frozen(route: Route, suspects: Collection[str]) -> tuple[int, ...]:
+    """The stages that take no update in a step that bypasses `suspects`: theirs, and those that they shadow.
+
+    >>> from holdfast.route import plain_route
+    >>> workers = ["w0", "w1", "w2", "w3", "w4", "w5"]
+    >>> frozen(plain_route(workers, ["w0", "w5"], shadowed=True), ["w2", "w3"])
+    (1, 2, 3)
+    """
+    seats = {i for i in route.stages for holder in route.holders(i) if holder in suspects}
+    return tuple(sorted({*route.frozen, *seats}))

@@ -1,0 +1,63 @@
+"""The claim board of one step: the first header for a key stands, a second one with another content proves equivocation."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import replace
+
+from holdfast.claim import ClaimKey, Header, Role
+
+
+class Posting(enum.Enum):
+    NEW = "new"
+    REPEATED = "repeated"
+    EQUIVOCATION = "equivocation"
+
+
+class Board:
+    """Headers by key and role, and the digests that were accepted. Holds one attempt of one step."""
+
+    def __init__(self) -> None:
+        self._headers: dict[tuple[ClaimKey, Role], Header] = {}
+        self.accepted: dict[ClaimKey, bytes] = {}
+
+    def post(self, header: Header) -> Posting:
+        """Keep the first header of a holder for a key; a resent one is harmless, a different one is evidence."""
+        known = self._headers.setdefault((header.key, header.role), header)
+        if known is header:
+            return Posting.NEW
+        return Posting.REPEATED if _content(known) == _content(header) else Posting.EQUIVOCATION
+
+    def header(self, key: ClaimKey, role: Role) -> Header | None:
+        return self._headers.get((key, role))
+
+    def headers(self, key: ClaimKey) -> tuple[Header, ...]:
+        """Every account of `key`, the primary's first."""
+        return tuple(header for role in Role if (header := self._headers.get((key, role))) is not None)
+
+    def keys(self) -> Iterable[ClaimKey]:
+        """Every key that somebody has posted, once."""
+        return dict.fromkeys(key for key, _ in self._headers)
+
+    def accept(self, key: ClaimKey, output: bytes) -> None:
+        assert key not in self.accepted, f"the board ruled twice on the {key}"
+        self.accepted[key] = output
+
+    def retire(self, worker: str) -> None:
+        """Forget what a lost worker posted about keys that were not accepted: it can no longer be asked."""
+        gone = [slot for slot, header in self._headers.items() if header.worker == worker and slot[0] not in self.accepted]
+        for slot in gone:
+            del self._headers[slot]
+
+    def promote(self, stage: int, heir: str) -> None:
+        """The shadow's worker is primary now: what it posted as a shadow stands as the primary's account."""
+        for (key, role), header in list(self._headers.items()):
+            if key.stage == stage and role is Role.SHADOW and header.worker == heir and key not in self.accepted:
+                del self._headers[(key, role)]
+                self._headers[(key, Role.PRIMARY)] = replace(header, role=Role.PRIMARY)
+
+
+def _content(header: Header) -> Header:
+    """What must not differ between two headers of one holder for one key; a NaN norm is no difference to itself."""
+    return replace(header, epoch=0, signature=None, norms=tuple(norm.hex() for norm in header.norms))  # type: ignore[arg-type]

@@ -1,0 +1,46 @@
+"""Every claim names the digests of its inputs, and those must be outputs that the board accepted: the chain of a step.
+
+    a_{i-1} --> FORWARD i --> a_i          g_{i+1}, a_{i-1} --> BACKWARD i --> g_i          GRADIENT i --> UPDATE i
+
+A claim about another input than the accepted one is a lie about its parent, whatever its output. Stage 0 reads tokens, which
+stay with the initiator and have no claim; the last stage's backward pass starts from the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from holdfast.claim import WHOLE_STEP, ClaimKey, Direction
+from holdfast.route import Route
+
+
+def parents(key: ClaimKey, route: Route) -> tuple[ClaimKey, ...]:
+    """The claims whose outputs `key` was computed from, in the order in which its header lists their digests."""
+    if key.direction is Direction.GRADIENT:
+        return ()
+    if key.direction is Direction.UPDATE:
+        return (replace(key, direction=Direction.GRADIENT),)
+    before, after = route.before(key.stage), route.after(key.stage)
+    found = []
+    if before is not None:
+        found.append(replace(key, direction=Direction.FORWARD, stage=before))
+    if key.direction is Direction.BACKWARD and after is not None:
+        found.append(replace(key, stage=after))
+    return tuple(found)
+
+
+def ingredients(key: ClaimKey, route: Route, micro_batches: int) -> tuple[ClaimKey, ...]:
+    """The claims whose tensors a referee needs to recompute `key`: its parents, or those of the whole step."""
+    if key.micro_batch != WHOLE_STEP:
+        return parents(key, route)
+    whole = replace(key, direction=Direction.BACKWARD)
+    return tuple(parent for m in range(micro_batches) for parent in parents(replace(whole, micro_batch=m), route))
+
+
+def expected_inputs(key: ClaimKey, route: Route, accepted: Mapping[ClaimKey, bytes]) -> tuple[bytes, ...] | None:
+    """The digests that an honest header of `key` must name; None while a parent is not accepted yet."""
+    wanted = parents(key, route)
+    if any(parent not in accepted for parent in wanted):
+        return None
+    return tuple(accepted[parent] for parent in wanted)
