@@ -1,0 +1,111 @@
+"""Loss curves of all runs in one frame: each step's loss as a faint line, its running mean as a strong one.
+
+The reference (the clean run) is drawn as a wide pale band, so that a run with the same losses is seen to lie on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from holdfast.report.record import RunRecord
+from holdfast.report.svg import Axis, drawing, element, polyline, spread, text, title
+from holdfast.report.tables import clean_run
+
+WIDTH, HEIGHT = 1040.0, 400.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 140.0, 16.0, 44.0
+MOST_HOVERS = 160
+LOG_ABOVE = 20.0
+LABEL_GAP = 18.0
+
+Points = list[tuple[int, float]]
+
+
+def loss_curves(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
+    """The drawing as an SVG element; `colours` are class names, one a run."""
+    curves = [run.losses for run in runs]
+    values = [loss for points in curves for _, loss in points if math.isfinite(loss)]
+    if not values:
+        return '<p class="note">No step was sealed, so there is no curve.</p>'
+    x, y = _axes(curves, values)
+    reference = clean_run(runs)
+    layers = [_frame(x, y)]
+    order = sorted(range(len(runs)), key=lambda index: runs[index] is not reference)
+    for index in order:
+        band = " band" if runs[index] is reference and len(runs) > 1 else ""
+        layers.append(_curve(curves[index], x, y, colours[index], band))
+    layers += [_hovers(runs[index].label, curves[index], x, y) for index in order]
+    layers.append(_labels(runs, curves, y, colours))
+    return drawing(WIDTH, HEIGHT, "Training loss by step, one curve a run", *layers)
+
+
+def running_mean(points: Points) -> Points:
+    """The mean of each point and its neighbours, over about a sixteenth of the run.
+
+    >>> running_mean([(0, 1.0), (1, 2.0), (2, 6.0)])
+    [(0, 1.0), (1, 2.0), (2, 6.0)]
+    """
+    half = len(points) // 32
+    smooth = []
+    for index, (step, _) in enumerate(points):
+        reach = min(half, index, len(points) - 1 - index)
+        window = [loss for _, loss in points[index - reach : index + reach + 1]]
+        smooth.append((step, sum(window) / len(window)))
+    return smooth
+
+
+def _axes(curves: Sequence[Points], values: Sequence[float]) -> tuple[Axis, Axis]:
+    steps = [step for points in curves for step, _ in points]
+    low, high = min(values), max(values)
+    log = low > 0 and high / low > LOG_ABOVE
+    margin = 0.04 * (high - low) or 0.5
+    bottom, top = (low / 1.1, high * 1.1) if log else (low - margin, high + margin)
+    x = Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
+    return x, Axis(bottom, top, HEIGHT - BOTTOM, TOP, log=log)
+
+
+def _frame(x: Axis, y: Axis) -> str:
+    parts = []
+    for value in y.ticks():
+        here = y.at(value)
+        parts.append(element("line", x1=x.start, x2=x.end, y1=here, y2=here, class_="grid"))
+        parts.append(text(f"{value:g}", x=x.start - 10, y=here + 4, class_="tick end"))
+    for value in x.ticks(8):
+        parts.append(text(f"{value:g}", x=x.at(value), y=HEIGHT - BOTTOM + 22, class_="tick middle"))
+    parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
+    parts.append(text("step", x=x.end, y=HEIGHT - 4, class_="tick end"))
+    unit = "loss, nats a token" + (", log scale" if y.log else "")
+    parts.append(text(unit, x=x.start + 8, y=TOP + 6, class_="tick"))
+    return "".join(parts)
+
+
+def _curve(points: Points, x: Axis, y: Axis, colour: str, band: str) -> str:
+    raw = polyline(((x.at(step), y.at(loss)) for step, loss in points), f"raw {colour}")
+    mean = polyline(((x.at(step), y.at(loss)) for step, loss in running_mean(points)), f"mean {colour}{band}")
+    return raw + mean
+
+
+def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
+    stride = max(1, math.ceil(len(points) / MOST_HOVERS))
+    return "".join(
+        element("circle", title(f"{label}, step {step}: loss {loss:.4f}"), cx=x.at(step), cy=y.at(loss), r=6, class_="hover")
+        for step, loss in points[::stride]
+        if math.isfinite(loss)
+    )
+
+
+def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], y: Axis, colours: Sequence[str]) -> str:
+    ends = [next((loss for _, loss in reversed(running_mean(points)) if math.isfinite(loss)), y.high) for points in curves]
+    places = spread([y.at(loss) for loss in ends], LABEL_GAP, TOP + 8, HEIGHT - BOTTOM)
+    parts = []
+    for run, loss, place, colour in zip(runs, ends, places, colours, strict=True):
+        edge = WIDTH - RIGHT
+        parts.append(
+            element("path", d=f"M{edge + 3:.1f} {y.at(loss):.1f}L{edge + 14:.1f} {place:.1f}h6", class_=f"leader {colour}")
+        )
+        parts.append(text(_short(run.label, 15), x=edge + 25, y=place + 4, class_=f"label {colour}"))
+    return "".join(parts)
+
+
+def _short(label: str, most: int) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"

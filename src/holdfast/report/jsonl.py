@@ -1,0 +1,80 @@
+"""`report.jsonl` holds one line an event, whole as soon as it happened, so that a killed run leaves all but its last line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from holdfast.errors import DataError
+from holdfast.event import SCHEMA, Event, to_record
+
+
+class JsonlReport:
+    """Observer that appends each event to the file at `path`; a resumed run goes on in the same file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def __call__(self, event: Event, seconds: float) -> None:
+        self._file.write(json.dumps(finite(to_record(event, seconds)), allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_report(path: Path) -> tuple[dict[str, Any], ...]:
+    """The records of a report, oldest first; a torn last line is left out, any other broken line is a DataError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"no report at {path}; give the directory that a run wrote with --out") from None
+    lines = text.split("\n")
+    records = [_parse(line, number, path) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
+    return tuple(records)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a loss that left the numbers is written as the string `nan`, `inf` or `-inf`.
+
+    >>> finite({"loss": float("nan"), "step": 3})
+    {'loss': 'nan', 'step': 3}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _parse(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number} is not JSON ({error.msg}); the report was altered or torn") from None
+    if not isinstance(record, dict) or "event" not in record:
+        raise DataError(f"{path}, line {number} is not an event: it needs the keys 'schema', 'event' and 'seconds'")
+    if record.get("schema") != SCHEMA:
+        raise DataError(f"{path}, line {number} has schema {record.get('schema')!r}; this version of Holdfast reads {SCHEMA}")
+    return record
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed run may have left half a line; the next event must not be glued to it."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end != len(whole):
+        with path.open("r+b") as file:
+            file.truncate(end)

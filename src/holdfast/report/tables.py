@@ -1,0 +1,123 @@
+"""The comparison of runs as rows: one list of columns serves the terminal, Markdown, CSV and the HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast.report.record import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run of a comparison, ready to print; `weights` is `equal` or `differ` against the clean run, or `reference`."""
+
+    label: str
+    defence: str
+    perplexity: str
+    ratio: str
+    weights: str
+    digest: str
+    attacked: str
+    detected: str
+    missed: str
+    false_alarms: str
+    remedy: str
+    seconds: str
+    virtual_seconds: str
+
+
+HEADINGS = {
+    "label": "run",
+    "defence": "defence",
+    "perplexity": "perplexity",
+    "ratio": "against clean",
+    "weights": "weights",
+    "attacked": "forged claims",
+    "detected": "detected",
+    "missed": "missed",
+    "false_alarms": "false alarms",
+    "remedy": "remedy",
+    "seconds": "wall s",
+    "virtual_seconds": "virtual s",
+}
+
+
+def clean_run(runs: Sequence[RunRecord]) -> RunRecord | None:
+    """The reference of a comparison: the first run without attack and without fault, or None."""
+    return next((run for run in runs if not run.config.get("attack") and not run.config.get("faults")), None)
+
+
+def rows(runs: Sequence[RunRecord]) -> list[Row]:
+    """One row a run, in the order given."""
+    reference = clean_run(runs)
+    return [_row(run, reference) for run in runs]
+
+
+def render_markdown(runs: Sequence[RunRecord]) -> str:
+    """The comparison as a Markdown table with a line of column names."""
+    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + " --- |" * len(HEADINGS)]
+    for row in rows(runs):
+        lines.append("| " + " | ".join(str(getattr(row, name)).replace("|", "\\|") for name in HEADINGS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_csv(runs: Sequence[RunRecord]) -> str:
+    """Every number of `train --json` as one line a run, unrounded; nested counts are left to run.json."""
+    keys: dict[str, None] = {}
+    for run in runs:
+        keys |= dict.fromkeys(key for key, value in run.result.items() if not isinstance(value, (dict, list)))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["label", "defence", *keys])
+    writer.writerows([[run.label, run.defence, *(run.result.get(key, "") for key in keys)] for run in runs])
+    return buffer.getvalue()
+
+
+def figure(value: float, digits: int = 1) -> str:
+    """A number for people: thousands apart, a dash where there is none.
+
+    >>> figure(1234.56), figure(float("nan"))
+    ('1,234.6', '–')
+    """
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _row(run: RunRecord, reference: RunRecord | None) -> Row:
+    counts = {key: str(run.result.get(key, "–")) for key in ("attacked_claims", "detected", "missed", "false_alarms")}
+    ratio = run.perplexity / reference.perplexity if reference is not None else math.nan
+    return Row(
+        label=run.label,
+        defence=run.defence,
+        perplexity=figure(run.perplexity),
+        ratio="–" if math.isnan(ratio) else f"× {ratio:.2f}",
+        weights=_weights(run, reference),
+        digest=str(run.result.get("weights_digest", ""))[:12],
+        attacked=counts["attacked_claims"],
+        detected=counts["detected"],
+        missed=counts["missed"],
+        false_alarms=counts["false_alarms"],
+        remedy=_remedy(run),
+        seconds=figure(float(run.result.get("seconds", math.nan))),
+        virtual_seconds=figure(float(run.result.get("virtual_seconds", math.nan))),
+    )
+
+
+def _weights(run: RunRecord, reference: RunRecord | None) -> str:
+    if reference is None:
+        return "–"
+    if run is reference:
+        return "reference"
+    return "equal" if run.result.get("weights_digest") == reference.result.get("weights_digest") else "differ"
+
+
+def _remedy(run: RunRecord) -> str:
+    parts = [
+        (run.result.get("claims_replaced", 0), "replaced"),
+        (run.result.get("stages_skipped", 0), "skipped"),
+        (run.result.get("steps_restarted", 0), "restarted"),
+    ]
+    return ", ".join(f"{count} {what}" for count, what in parts if count) or "–"

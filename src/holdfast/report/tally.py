@@ -1,0 +1,122 @@
+"""A tally is what is known of a run so far: events go in, the numbers of one line of progress come out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+from holdfast.event import (
+    Alert,
+    Banned,
+    Evaluated,
+    Event,
+    Reshadowed,
+    RolledBack,
+    Ruling,
+    RunFinished,
+    RunStarted,
+    StagesSkipped,
+    StepRestarted,
+    StepSealed,
+    TakenOver,
+    WorkerLost,
+)
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Observer that counts; `clock` gives wall seconds and can be replaced in a test."""
+
+    label: str
+    steps: int
+    clock: Clock = monotonic
+    step: int = 0
+    loss: float = math.nan
+    gradient_norm: float = math.nan
+    perplexity: float = math.nan
+    virtual_seconds: float = 0.0
+    tokens: int = 0
+    alerts: int = 0
+    skipped: int = 0
+    restarted: int = 0
+    caught: Counter[str] = field(default_factory=Counter)
+    finished: bool = False
+    began: float | None = None
+    latest: float = 0.0
+
+    def __call__(self, event: Event, seconds: float) -> None:
+        self.virtual_seconds = seconds
+        if not self.finished:
+            self.latest = self.clock()
+        if self.began is None:
+            self.began = self.latest
+        match event:
+            case StepSealed():
+                self.step, self.loss, self.gradient_norm = event.step + 1, event.loss, event.gradient_norm
+                self.tokens += event.tokens
+            case Alert():
+                self.alerts += 1
+            case Ruling():
+                self.caught.update(event.culprits)
+            case StagesSkipped():
+                self.skipped += len(event.bypassed)
+            case StepRestarted():
+                self.restarted += 1
+            case Evaluated():
+                self.perplexity = event.perplexity
+            case RunFinished():
+                self.finished = True
+            case _:
+                pass
+
+    @property
+    def wall_seconds(self) -> float:
+        return 0.0 if self.began is None else self.latest - self.began
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.wall_seconds if self.wall_seconds > 0 else math.nan
+
+    @property
+    def names_of_caught(self) -> str:
+        """Worker names with the number of lies proven, worst first: `w2 ×13, w4 ×9`."""
+        return ", ".join(f"{worker} ×{lies}" for worker, lies in self.caught.most_common())
+
+
+def tell(event: Event) -> str | None:
+    """One line of prose for an event that a watcher wants to know at once; None for the rest."""
+    match event:
+        case RunStarted():
+            return f"run {event.run}: {event.parameters:,} parameters in {len(event.stages)} stages"
+        case Alert():
+            return f"alert: {event.key}: {event.reason}; suspects {', '.join(event.suspects) or 'unknown'}"
+        case Ruling():
+            who = " and ".join(event.culprits)
+            return f"ruling: {event.key}: " + (f"{who} lied ({event.reason})" if who else f"inconclusive ({event.reason})")
+        case StepRestarted():
+            return f"step {event.step} starts again, attempt {event.attempt}: {event.reason}"
+        case StagesSkipped():
+            return f"step {event.step} leaves out stages {_numbers(event.bypassed)}; frozen: {_numbers(event.frozen)}"
+        case WorkerLost():
+            return f"step {event.step}: {event.worker} is lost: {event.reason}"
+        case TakenOver():
+            return f"step {event.step}: {event.heir} takes stage {event.stage} over from {event.lost}"
+        case Reshadowed():
+            return f"{event.worker} now shadows stage {event.stage}"
+        case Banned():
+            return f"step {event.step}: {event.worker} is banned after {event.lies} proven lies"
+        case RolledBack():
+            return f"step {event.step}: back to the checkpoint of version {event.version}: {event.reason}"
+        case Evaluated():
+            return f"step {event.step}: validation perplexity {event.perplexity:,.1f}, {event.bits_per_byte:.3f} bits per byte"
+        case _:
+            return None
+
+
+def _numbers(stages: tuple[int, ...]) -> str:
+    return ", ".join(map(str, stages)) or "none"

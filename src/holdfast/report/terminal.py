@@ -1,0 +1,158 @@
+"""Progress for the person who waits: a live table on a terminal, one line every n steps anywhere else, silence with -q."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from holdfast.event import Evaluated, Event, RunFinished, RunStarted, StepSealed
+from holdfast.report.tally import Tally, tell
+
+Observer = Callable[[Event, float], None]
+"""Called with every event of a run and its virtual time in seconds, from the thread of the run; must not raise."""
+
+REFRESH_PER_SECOND = 8
+LINES_A_RUN = 10
+
+
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """Where the progress of one run, or of several side by side, is shown while the context is open."""
+
+    def observer(self, label: str, steps: int) -> Observer: ...
+
+
+class LineProgress:
+    """One line every `steps / 10` steps; with `verbose`, one for every alert, ruling and change of the route as well."""
+
+    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+        self._stream = stream
+        self._verbose = verbose
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stream.flush()
+
+    def observer(self, label: str, steps: int) -> Observer:
+        tally = Tally(label, steps)
+        every = max(1, steps // LINES_A_RUN)
+
+        def observe(event: Event, seconds: float) -> None:
+            tally(event, seconds)
+            due = isinstance(event, StepSealed) and (tally.step % every == 0 or tally.step == steps)
+            if due:
+                self._print(label, progress_line(tally))
+            elif self._verbose or isinstance(event, (RunStarted, Evaluated)):
+                news = tell(event)
+                if news is not None:
+                    self._print(label, news)
+
+        return observe
+
+    def _print(self, label: str, text: str) -> None:
+        self._stream.write(f"{label}: {text}\n" if label else f"{text}\n")
+        self._stream.flush()
+
+
+class LiveProgress:
+    """A table that redraws itself, one row a run; the news of `verbose` scrolls above it."""
+
+    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._tallies: list[Tally] = []
+        self._verbose = verbose
+        self._live = Live(
+            get_renderable=self._table,
+            console=Console(file=stream, highlight=False),
+            refresh_per_second=REFRESH_PER_SECOND,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def observer(self, label: str, steps: int) -> Observer:
+        tally = Tally(label, steps)
+        self._tallies.append(tally)
+
+        def observe(event: Event, seconds: float) -> None:
+            tally(event, seconds)
+            news = tell(event) if self._verbose else None
+            if news is not None:
+                self._live.console.print(f"{label}: {news}" if label else news, markup=False)
+            if isinstance(event, RunFinished):
+                self._live.refresh()
+
+        return observe
+
+    def _table(self) -> Any:
+        from rich import box
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("run", "", "step"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("loss", "grad norm", "tokens/s", "virtual s", "alerts"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("caught", max_width=28)
+        for tally in self._tallies:
+            bar = ProgressBar(total=tally.steps, completed=tally.step, width=16)
+            numbers = (_figure(tally.loss, 3), _figure(tally.gradient_norm, 2), _figure(tally.tokens_per_second, 0))
+            where = (f"{tally.step}/{tally.steps}", *numbers, f"{tally.virtual_seconds:.1f}", str(tally.alerts))
+            table.add_row(tally.label, bar, *where, tally.names_of_caught)
+        return table
+
+
+class SilentProgress:
+    """Shows nothing (-q)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def observer(self, label: str, steps: int) -> Observer:
+        return Tally(label, steps)
+
+
+def open_progress(stream: TextIO, *, quiet: bool = False, verbose: bool = False) -> Progress:
+    """The progress that suits `stream`: live on a terminal, lines into a file or a pipe, nothing with `quiet`."""
+    if quiet:
+        return SilentProgress()
+    return LiveProgress(stream, verbose=verbose) if stream.isatty() else LineProgress(stream, verbose=verbose)
+
+
+def progress_line(tally: Tally) -> str:
+    """The tally as one line.
+
+    >>> progress_line(Tally("", 150, step=20, loss=5.0312, gradient_norm=0.71, virtual_seconds=3.25))
+    'step 20/150  loss 5.031  grad norm 0.71  virtual 3.2 s'
+    """
+    parts = [
+        f"step {tally.step}/{tally.steps}",
+        f"loss {_figure(tally.loss, 3)}",
+        f"grad norm {_figure(tally.gradient_norm, 2)}",
+    ]
+    if tally.wall_seconds > 0:
+        parts.append(f"{_figure(tally.tokens_per_second, 0)} tokens/s")
+    parts.append(f"virtual {tally.virtual_seconds:.1f} s")
+    if tally.alerts:
+        parts.append(f"alerts {tally.alerts}")
+    if tally.caught:
+        parts.append(f"caught {tally.names_of_caught}")
+    return "  ".join(parts)
+
+
+def _figure(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}"

@@ -1,0 +1,122 @@
+"""What the defence did, step by step: a row a stage, a mark where a lie was proven or a stage was left out.
+
+forward ▲   backward ▼   gradient ◆   update ■     hollow: inconclusive     pale bar: left out of the step
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.report.record import RunRecord
+from holdfast.report.svg import Axis, drawing, element, text, title
+
+WIDTH, LEFT, RIGHT = 1040.0, 76.0, 16.0
+ROW, TOP, BOTTOM = 34.0, 8.0, 40.0
+SHAPES = {
+    "forward": "M0 -6L6 5H-6z",
+    "backward": "M0 6L6 -5H-6z",
+    "gradient": "M0 -6L6 0L0 6L-6 0z",
+    "update": "M-5 -5H5V5H-5z",
+}
+OFFSETS = {"forward": -7.0, "backward": 7.0, "gradient": -7.0, "update": 7.0}
+
+
+def timeline(run: RunRecord) -> str:
+    """The drawing of `run` as an SVG element, or an empty text where nothing happened."""
+    marks = _rulings(run)
+    bars = run.of("StagesSkipped")
+    turns = run.of("WorkerLost", "TakenOver", "Reshadowed", "Banned", "StepRestarted", "RolledBack")
+    if not (marks or bars or turns):
+        return ""
+    shown = list(range(1, max(run.stages - 1, 2)))
+    steps = max([step for step, _ in run.losses] + [ruling["key"]["step"] for ruling in run.of("Ruling")], default=1)
+    x = Axis(0, max(steps, 1), LEFT, WIDTH - RIGHT - 6)
+    rows = {stage: TOP + ROW * (index + 0.5) for index, stage in enumerate(shown)}
+    bottom = TOP + ROW * len(shown)
+    parts = [_frame(x, rows, bottom)]
+    parts += [_bar(record, x, rows) for record in bars]
+    parts += [_turn(record, x, bottom) for record in turns if "step" in record]
+    parts += [_mark(key, rulings, x, rows) for key, rulings in marks.items()]
+    return drawing(WIDTH, bottom + BOTTOM, f"What was caught in {run.label}, by step and stage", *parts)
+
+
+def legend() -> str:
+    """The marks and their meaning as one line of HTML."""
+    names = [*SHAPES.items(), ("left out of the step", "")]
+    entries = []
+    for name, shape in names:
+        inside = (
+            element("path", d=shape, transform="translate(8 8)", class_=f"lie {name}")
+            if shape
+            else element("rect", x=1, y=4, width=14, height=8, rx=2, class_="left-out")
+        )
+        icon = element("svg", inside, viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")
+        entries.append(f"<span>{icon}{name}</span>")
+    return f'<p class="legend">{"".join(entries)}</p>'
+
+
+def _rulings(run: RunRecord) -> dict[tuple[int, int, str], list[Mapping[str, Any]]]:
+    found: dict[tuple[int, int, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for ruling in run.of("Ruling"):
+        found[ruling["key"]["step"], ruling["stage"], ruling["key"]["direction"]].append(ruling)
+    return found
+
+
+def _frame(x: Axis, rows: Mapping[int, float], bottom: float) -> str:
+    parts = []
+    for stage, y in rows.items():
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        parts.append(text(f"stage {stage}", x=LEFT - 14, y=y + 4, class_="tick end"))
+    parts += [text(f"{step:g}", x=x.at(step), y=bottom + 22, class_="tick middle") for step in x.ticks(8)]
+    parts.append(text("step", x=LEFT - 14, y=bottom + 22, class_="tick end"))
+    return "".join(parts)
+
+
+def _mark(key: tuple[int, int, str], rulings: list[Mapping[str, Any]], x: Axis, rows: Mapping[int, float]) -> str:
+    step, stage, direction = key
+    if stage not in rows:
+        return ""
+    culprits = sorted({worker for ruling in rulings for worker in ruling["culprits"]})
+    what = f"{' and '.join(culprits)} lied" if culprits else "inconclusive"
+    reasons = ", ".join(sorted({ruling["reason"] for ruling in rulings}))
+    when = f"virtual {rulings[0]['seconds']:.2f} s"
+    told = f"step {step}: {what} in {_claims(len(rulings), direction)} of stage {stage} ({reasons}), {when}"
+    place = f"translate({x.at(step):.1f} {rows[stage] + OFFSETS[direction]:.1f}) scale(.85)"
+    kind = "lie" if culprits else "unclear"
+    return element("path", title(told), d=SHAPES[direction], transform=place, class_=f"{kind} {direction}")
+
+
+def _bar(record: Mapping[str, Any], x: Axis, rows: Mapping[int, float]) -> str:
+    half = max((x.at(1) - x.at(0)) / 2, 1.5)
+    told = f"step {record['step']}: stages {record['bypassed']} left out, {record['frozen']} frozen"
+    return "".join(
+        element(
+            "rect",
+            title(told),
+            x=x.at(record["step"]) - half,
+            y=rows[stage] - ROW / 2 + 2,
+            width=2 * half,
+            height=ROW - 4,
+            rx=2,
+            class_="left-out",
+        )
+        for stage in record["bypassed"]
+        if stage in rows
+    )
+
+
+def _turn(record: Mapping[str, Any], x: Axis, bottom: float) -> str:
+    here = x.at(record["step"])
+    told = f"step {record['step']}: " + ", ".join(
+        f"{key} {value}" for key, value in record.items() if key not in ("schema", "event", "seconds", "step")
+    )
+    line = element("line", x1=here, x2=here, y1=TOP, y2=bottom, class_=f"turn {record['event']}")
+    return element(
+        "g", title(f"{record['event']}, {told}"), line, element("circle", cx=here, cy=bottom, r=4, class_="turn-dot")
+    )
+
+
+def _claims(count: int, direction: str) -> str:
+    return f"{count} {direction} claim" + ("" if count == 1 else "s")

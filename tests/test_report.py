@@ -1,0 +1,339 @@
+"""Reports: what happened can be read back, a comparison says which weights are equal, and the page needs nothing outside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.claim import ClaimKey, Direction
+from holdfast.errors import DataError
+from holdfast.event import (
+    Alert,
+    Evaluated,
+    Event,
+    Ruling,
+    RunFinished,
+    RunStarted,
+    StagesSkipped,
+    StepSealed,
+    TakenOver,
+    WorkerLost,
+)
+from holdfast.report import (
+    JsonlReport,
+    LineProgress,
+    LiveProgress,
+    RunRecord,
+    TensorBoard,
+    make_record,
+    open_progress,
+    read_report,
+    read_run,
+    render_csv,
+    render_html,
+    render_markdown,
+    write_run,
+)
+from holdfast.report.html import headline, series
+from holdfast.report.svg import Axis, spread
+from holdfast.report.tally import Tally, tell
+
+STEPS = 150
+Timed = list[tuple[Event, float]]
+
+
+def started(stages: int = 6) -> RunStarted:
+    blocks = ("embedding, block 0", *(f"block {i}" for i in range(1, stages - 1)), f"block {stages - 1}, head")
+    return RunStarted(
+        run="r-1",
+        command=("holdfast", "demo", "--out", "holdfast demo"),
+        environment={"python": "3.11.7", "torch": "2.13.0", "platform": "Linux x86_64", "threads": "1", "commit": "73c6763"},
+        parameters=333_952,
+        stages=blocks,
+        workers=("initiator-0", *(f"w{i}" for i in range(1, stages - 1)), f"initiator-{stages - 1}"),
+    )
+
+
+def story(remedy: str = "", *, rate: float = 0.7, level: float = 4.5, steps: int = STEPS, seed: int = 0) -> Timed:
+    """The events of an invented run: a loss that falls to `level`, and with a remedy the lies that were caught on the way."""
+    noise, draw = random.Random(seed), random.Random(1)
+    events: Timed = [(started(), 0.0)]
+    for step in range(steps):
+        clock = 1.9 * step
+        stage = draw.randrange(1, 5)
+        if remedy and draw.random() < rate:
+            for micro_batch in range(4):
+                key = ClaimKey(step, 0, Direction.BACKWARD if step % 5 == 0 else Direction.FORWARD, stage, micro_batch)
+                events.append((Alert(key, "output", (f"w{stage}", f"w{stage + 1}")), clock))
+                events.append((Ruling(key, (f"w{stage}",), stage, "output"), clock + 0.1))
+            if remedy == "skip":
+                events.append((StagesSkipped(step, (stage,), (stage - 1, stage + 1)), clock))
+        loss = level + (6.3 - level) * math.exp(-step / 34) + noise.gauss(0, 0.07)
+        events.append((StepSealed(step, 0, loss, 0.8, 3e-3, 1024), clock + 1.6))
+    events.append((Evaluated(steps - 1, math.exp(level), 2.5), 1.9 * steps))
+    events.append((RunFinished("d" * 64, {}), 1.9 * steps))
+    return events
+
+
+def result(perplexity: float, digest: str, **more: Any) -> dict[str, Any]:
+    counts = {"attacked_claims": 0, "detected": 0, "missed": 0, "false_alarms": 0, "alerts": 0}
+    return {
+        "run_id": "r-1",
+        "steps": STEPS,
+        "validation_perplexity": perplexity,
+        "weights_digest": digest * 64,
+        "seconds": 11.2,
+        "virtual_seconds": 285.0,
+        "blamed_stages": {},
+        **counts,
+        **more,
+    }
+
+
+def four_runs() -> list[RunRecord]:
+    attack = [{"spec": "sign-flip", "rate": 0.7}]
+    model = {"name": "gpt2:layers=6,width=64,heads=4"}
+    forged = {"attacked_claims": 412}
+
+    def config(attacked: bool, name: str, remedy: str = "replace") -> dict[str, Any]:
+        defence = {"name": name, "on_alert": remedy}
+        return {"model": model, "pipeline": {"stages": 6}, "defence": defence, "attack": attack if attacked else []}
+
+    caught = {**forged, "detected": 412}
+    return [
+        make_record("clean", result(92.1, "a"), config(False, "none"), story()),
+        make_record("attacked", result(312.4, "b", **forged, missed=412), config(True, "none"), story(level=5.7, seed=3)),
+        make_record(
+            "skip", result(97.9, "c", **caught, stages_skipped=103), config(True, "duplicate", "skip"), story("skip", level=4.6)
+        ),
+        make_record(
+            "replace", result(92.1, "a", **caught, claims_replaced=412), config(True, "duplicate"), story("replace", seed=0)
+        ),
+    ]
+
+
+def test_a_report_is_read_back_event_by_event(tmp_path: Path) -> None:
+    events = story("replace", steps=12)
+    with JsonlReport(tmp_path / "report.jsonl") as report:
+        for event, seconds in events:
+            report(event, seconds)
+    records = read_report(tmp_path / "report.jsonl")
+    assert [record["event"] for record in records] == [type(event).__name__ for event, _ in events]
+    assert all(record["schema"] == 1 for record in records)
+
+
+def test_a_report_is_whole_line_by_line_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "report.jsonl"
+    report = JsonlReport(path)
+    report(started(), 0.0)
+    assert len(read_report(path)) == 1, "an event must be on disk before the next one"
+    report.close()
+    with path.open("a") as file:
+        file.write('{"schema": 1, "event": "StepSe')
+    assert len(read_report(path)) == 1, "a torn last line is left out"
+    with JsonlReport(path) as resumed:
+        resumed(started(), 1.0)
+    assert [record["seconds"] for record in read_report(path)] == [0.0, 1.0]
+
+
+def test_numbers_that_json_lacks_survive(tmp_path: Path) -> None:
+    with JsonlReport(tmp_path / "report.jsonl") as report:
+        report(StepSealed(0, 0, math.nan, math.inf, 0.0, 4), 0.0)
+    (record,) = read_report(tmp_path / "report.jsonl")
+    assert (record["loss"], record["gradient_norm"]) == ("nan", "inf")
+    run = RunRecord("diverged", {}, {}, (record,))
+    assert math.isnan(run.losses[0][1])
+    assert "so there is no curve" in render_html([run])
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("nonsense\n", "not JSON"), ("[1]\n", "not an event"), ('{"event": "Alert", "schema": 99}\n', "schema 99")],
+)
+def test_a_broken_report_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+    path = tmp_path / "report.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=complaint):
+        read_report(path)
+
+
+def test_a_run_directory_is_read_back(tmp_path: Path) -> None:
+    write_run(tmp_path, "clean", {"steps": 3, "validation_perplexity": math.inf})
+    (tmp_path / "config.toml").write_text("[pipeline]\nstages = 6\n")
+    (tmp_path / "report.jsonl").write_text("")
+    run = read_run(tmp_path)
+    assert (run.label, run.stages, run.perplexity) == ("clean", 6, math.inf)
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(DataError, match=r"config\.toml is missing"):
+        read_run(tmp_path)
+
+
+def test_later_seals_of_a_step_count_after_a_rollback() -> None:
+    events: Timed = [(StepSealed(step, 0, loss, 1.0, 0.1, 4), 0.0) for step, loss in [(0, 5.0), (1, 4.0), (0, 5.5), (1, 3.0)]]
+    assert make_record("r", {}, {}, events).losses == [(0, 5.5), (1, 3.0)]
+
+
+def test_who_was_caught_is_counted_from_rulings() -> None:
+    run = four_runs()[3]
+    assert sum(catch.lies for catch in run.catches) == len(run.of("Ruling"))
+    assert [catch.first_step for catch in run.catches] == sorted(catch.first_step for catch in run.catches)
+    assert {catch.worker for catch in run.catches} == {"w1", "w2", "w3", "w4"}
+
+
+def test_the_comparison_says_whose_weights_equal_the_clean_ones() -> None:
+    lines = render_markdown(four_runs()).splitlines()
+    weights = [line.split("|")[5].strip() for line in lines[2:]]
+    assert weights == ["reference", "differ", "differ", "equal"]
+    assert "× 3.39" in lines[3]
+
+
+def test_csv_keeps_unrounded_numbers() -> None:
+    (clean, *_rest) = csv.DictReader(io.StringIO(render_csv(four_runs())))
+    assert (clean["label"], clean["validation_perplexity"]) == ("clean", "92.1")
+    assert "blamed_stages" not in clean
+
+
+class Outline(HTMLParser):
+    """Collects what a page refers to and checks that its elements nest."""
+
+    VOID = ("meta", "br", "img", "link")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "srcset"):
+                self.addresses.append(str(value))
+            if key == "id":
+                self.ids.append(str(value))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_nests_and_needs_nothing_outside_it() -> None:
+    page = render_html(four_runs())
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert outline.addresses == []
+    assert not outline.names & {"script", "link", "img", "iframe"}
+    assert len(outline.ids) == len(set(outline.ids))
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
+    assert "nan" not in "".join(re.findall(r'(?: d| x| y|cx|cy)="[^"]*"', page)).lower()
+
+
+def test_the_page_escapes_what_a_run_was_called() -> None:
+    run = make_record("<script>alert(1)</script>", result(1.0, "a"), {"pipeline": {"stages": 3}}, story(steps=3))
+    assert "<script>" not in render_html([run])
+
+
+def test_the_headline_claims_equal_weights_only_where_they_are() -> None:
+    runs = four_runs()
+    assert headline(runs) == "412 forged claims, and the same weights as the clean run, bit for bit"
+    assert "same weights" not in headline(runs[:3])
+    assert series(runs) == ["blue", "red", "amber", "teal"]
+
+
+@pytest.mark.parametrize("stages", [2, 3, 12])
+def test_a_page_of_one_run_of_any_size(stages: int) -> None:
+    events: Timed = [(started(stages), 0.0), (StepSealed(0, 0, 5.0, 1.0, 0.1, 4), 1.0)]
+    events += [(WorkerLost("w1", 0, "crash"), 1.5), (TakenOver(1, "w1", "w2", 0), 1.6)]
+    page = render_html([make_record("one", result(90.0, "a"), {"pipeline": {"stages": stages}}, events)])
+    assert page.count('class="stage-name middle"') == stages
+    assert page.count('class="shadow-name middle"') == max(0, stages - 2)
+    assert page.count("wire-name middle jump") == max(0, stages - 2)
+
+
+def test_round_ticks_and_labels_apart() -> None:
+    assert Axis(4.4, 6.6, 0, 1).ticks() == [4.5, 5.0, 5.5, 6.0, 6.5]
+    assert spread([50.0, 50.0, 50.0], 10, 0, 60) == [40, 50, 60]
+
+
+def test_lines_where_nobody_watches() -> None:
+    stream = io.StringIO()
+    with LineProgress(stream) as progress:
+        observe = progress.observer("replace", STEPS)
+        for event, seconds in story("replace"):
+            observe(event, seconds)
+    lines = stream.getvalue().splitlines()
+    assert sum("loss" in line for line in lines) == 10
+    assert "caught w" in lines[-2]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_verbose_lines_tell_each_ruling() -> None:
+    stream = io.StringIO()
+    observe = LineProgress(stream, verbose=True).observer("", 5)
+    events = story("replace", steps=5)
+    for event, seconds in events:
+        observe(event, seconds)
+    assert stream.getvalue().count("ruling: ") == sum(isinstance(event, Ruling) for event, _ in events)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    progress = open_progress(stream)
+    assert isinstance(progress, LiveProgress)
+    with progress:
+        observe = progress.observer("replace", STEPS)
+        for event, seconds in story("replace"):
+            observe(event, seconds)
+    shown = stream.getvalue()
+    assert "150/150" in shown
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown), "NO_COLOR leaves out colours"
+
+
+def test_quiet_shows_nothing() -> None:
+    stream = Terminal()
+    with open_progress(stream, quiet=True) as progress:
+        progress.observer("x", 1)(started(), 0.0)
+    assert stream.getvalue() == ""
+
+
+def test_a_tally_counts_tokens_and_time() -> None:
+    ticks = iter(range(100))
+    tally = Tally("", 3, clock=lambda: float(next(ticks)))
+    for step in range(3):
+        tally(StepSealed(step, 0, 5.0, 1.0, 0.1, 100), step + 1.0)
+    assert (tally.step, tally.tokens, tally.wall_seconds, tally.tokens_per_second) == (3, 300, 2.0, 150.0)
+    assert tell(RunFinished("", {})) is None
+
+
+def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    board = TensorBoard(tmp_path)
+    for event, seconds in story(steps=3):
+        board(event, seconds)
+    board.close()
+    (written,) = tmp_path.iterdir()
+    content = written.read_bytes()
+    assert b"train/loss" in content
+    assert b"validation/perplexity" in content
