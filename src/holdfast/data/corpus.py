@@ -68,7 +68,9 @@ def load_corpus(name: str, seed: int = 0) -> Corpus:
 
 
 def _synthetic(name: str, seed: int) -> Corpus:
-    _, parameters = parse_spec(name)
+    base, parameters = parse_spec(name)
+    if base != "synthetic":
+        raise ConfigError(f"{name!r}: expected synthetic[:order=O,symbols=N,tokens=T]")
     length = parameters.pop("tokens", 200_000)
     try:
         source = MarkovSource(seed=seed, **parameters)
@@ -141,7 +143,7 @@ def _corpus(name: str, split: Split, source: str, entropy_bits: float | None = N
     if validation is None:
         train, validation = hold_out(train)
     validation = [document for document in validation if document.strip()]
-    if not validation or not train:
+    if not validation or not "".join(train).strip():
         raise DataError(f"{name!r} ({source}) is too short to hold a tenth of it out; give more text or a validation file")
     return Corpus(name, tuple(train), tuple(validation), _sha256(train, validation), source, entropy_bits)
 

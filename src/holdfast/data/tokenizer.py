@@ -24,6 +24,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     folder = Path(directory)
+    if not folder.is_dir() and (folder.is_absolute() or str(directory).startswith(".")):
+        raise DataError(f"no folder {str(directory)!r}; give one that holds a tokenizer, or a hub name")
     bare = (folder / "merges.txt").is_file() and not any((folder / name).exists() for name in ("tokenizer.json", "config.json"))
     loader = GPT2Tokenizer if bare and not (folder / "tokenizer_config.json").exists() else AutoTokenizer
     try:
