@@ -1,0 +1,24 @@
+"""Cut a Hugging Face model into stages that run its own forward, and put the stages' weights together again."""
+
+from holdfast.partition.lora import Lora, is_adapter, save_adapter
+from holdfast.partition.module import StageModule
+from holdfast.partition.plan import Plan, cut, make_plan
+from holdfast.partition.skeleton import prepare_config
+from holdfast.partition.source import ModelSource, describe
+from holdfast.partition.weights import initial_weights, save_model, whole_model
+
+__all__ = [
+    "Lora",
+    "ModelSource",
+    "Plan",
+    "StageModule",
+    "cut",
+    "describe",
+    "initial_weights",
+    "is_adapter",
+    "make_plan",
+    "prepare_config",
+    "save_adapter",
+    "save_model",
+    "whole_model",
+]

@@ -1,0 +1,300 @@
+"""Where a model comes from: a description of a small one to make from scratch, a Hugging Face directory, or a name on the hub.
+
+    gpt2:layers=6,width=64,heads=4      made from scratch (gpt2, opt, bloom, llama, qwen3)
+    path/to/directory                   config.json and safetensors
+    openai-community/gpt2-xl            the hub, through the library's own cache
+
+A config is data from a stranger: no key may name code, and none is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.config import parse_spec
+from holdfast.errors import CheckpointError, ConfigError, PartitionError, SetupError, UsageError
+from holdfast.partition.shards import Files
+from holdfast.partition.skeleton import prepare_config
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before it is loaded: its prepared config, and its files (None: weights are drawn from a seed)."""
+
+    name: str
+    config: Any
+    files: Files | None = None
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.files is None
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.model_type)
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that the model takes (None: any)."""
+        found = getattr(self.config, "max_position_embeddings", None)
+        return int(found) if found is not None and self.model_type != "bloom" else None
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files of a directory."""
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.directory)
+
+    def find(self, filename: str) -> Path | None:
+        path = self.directory / filename
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of a hub repository at one commit, fetched into the library's cache when they are asked for."""
+
+    name: str
+    revision: str | None = None
+
+    def find(self, filename: str) -> Path | None:
+        from huggingface_hub.errors import HfHubHTTPError
+        from transformers.utils import cached_file
+
+        try:
+            found = cached_file(self.name, filename, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        except (OSError, HfHubHTTPError, ValueError) as error:
+            raise SetupError(
+                f"cannot fetch {filename} of {self.name!r} from the hub: {str(error).splitlines()[0]} "
+                "Check the name and the connection, or give a directory that holds the model"
+            ) from error
+        return Path(found) if found is not None else None
+
+
+def describe(
+    name: str,
+    *,
+    vocabulary: int | None = None,
+    positions: int | None = None,
+    attention: str = "sdpa",
+    dropout: float = 0.0,
+) -> ModelSource:
+    """Find a model and check its config; no weights are read.
+
+    `vocabulary` (the tokenizer's size) and `positions` (the sequence length) are needs: a model from scratch gets them where
+    its description says nothing, another one must have them. Raises ConfigError, CheckpointError, SetupError, PartitionError.
+    """
+    kind, colon, _ = name.partition(":")
+    if colon and kind in _SCRATCH:
+        config = _from_spec(name.rstrip(":") if name.endswith(":") else name, vocabulary, positions)
+        source = ModelSource(name, prepare_config(config, attention, dropout))
+    else:
+        files = _files(name)
+        config = read_config(files)
+        source = ModelSource(name, prepare_config(config, attention, dropout), files)
+    _meet(source, vocabulary, positions)
+    return source
+
+
+def _meet(source: ModelSource, vocabulary: int | None, positions: int | None) -> None:
+    if vocabulary is not None and source.config.vocab_size < vocabulary:
+        raise ConfigError(
+            f"{source.name} has a vocabulary of {source.config.vocab_size} tokens, but the tokenizer has {vocabulary}; "
+            "use the model's own tokenizer, or a smaller one"
+        )
+    limit = source.positions
+    if positions is not None and limit is not None and limit < positions:
+        raise ConfigError(
+            f"sequences of {positions} tokens are longer than the {limit} positions of {source.name}; shorten --seq-length"
+        )
+
+
+def _files(name: str) -> LocalFiles | HubFiles:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return LocalFiles(path)
+    if path.exists():
+        raise ConfigError(f"model {name!r} is a file; give the directory that holds config.json and the safetensors")
+    if not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
+        raise ConfigError(
+            f"no model {name!r}: neither a directory, nor a hub name, nor a description such as gpt2:layers=6,width=64,heads=4 "
+            f"(kinds: {', '.join(_SCRATCH)})"
+        )
+    hub = HubFiles(name)
+    config = hub.find("config.json")
+    if config is None:
+        raise SetupError(f"{name!r} on the hub holds no config.json; it is not a model of the library")
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", config.as_posix())
+    return HubFiles(name, commit[1] if commit else None)
+
+
+_HARMLESS = {"_name_or_path", "_num_labels", "_commit_hash", "_remove_final_layer_norm"}
+_CODE = {"auto_map", "attn_implementation", "experts_implementation", "custom_pipelines", "trust_remote_code"}
+
+
+def read_config(files: Files) -> Any:
+    """The library's config object from config.json, with every key that could choose code refused or dropped."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    path = files.find("config.json")
+    if path is None:
+        raise CheckpointError(f"{files.name} holds no config.json; a Hugging Face model directory is needed")
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(keys, dict) or not isinstance(keys.get("model_type"), str):
+        raise CheckpointError(f"{path} names no model_type; it is not the config of a model")
+    model_type = keys["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise PartitionError(
+            f"{path}: the library knows no models of type {model_type!r}, and code from a checkpoint is never run"
+        )
+    if keys.get("quantization_config"):
+        raise PartitionError(f"{path}: quantised weights cannot be trained; give the unquantised model")
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(_without_code(keys, path))
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise CheckpointError(f"{path} is not a valid config of type {model_type!r}: {error}") from error
+
+
+def _without_code(keys: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Refuse keys with a leading underscore (internals; one of them once ran code), drop those that choose kernels or code."""
+    kept = {}
+    for key, value in keys.items():
+        if key.startswith("_"):
+            if key not in _HARMLESS or isinstance(value, (dict, list)):
+                raise CheckpointError(
+                    f"{path}: the key {key!r} begins with an underscore; remove it, such keys reach into the library"
+                )
+            if key != "_remove_final_layer_norm":
+                continue
+        if key in _CODE:
+            continue
+        kept[key] = _without_code(value, path) if isinstance(value, dict) else value
+    return kept
+
+
+# From scratch: one function a kind, from the words of a description to the library's words.
+
+_INTEGERS = ("layers", "width", "heads", "kv_heads", "hidden", "vocabulary", "positions", "projection")
+_FLAGS = ("tied", "post_norm")
+_DEFAULTS = {"layers": 6, "width": 64, "heads": 4}
+_NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+
+def _from_spec(text: str, vocabulary: int | None, positions: int | None) -> Any:
+    kind, given = parse_spec(text)
+    known = (*_INTEGERS, *_FLAGS)
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"{text!r}: unknown parameter {key!r}; models from scratch take {', '.join(known)}")
+        if key in _FLAGS and not isinstance(value, bool):
+            raise ConfigError(f"{text!r}: {key} is true or false, got {value!r}")
+        if key in _INTEGERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{text!r}: {key} is a whole number of at least 1, got {value!r}")
+    words = {"vocabulary": vocabulary or 512, "positions": positions or 256, **_DEFAULTS, **given}
+    words.setdefault("hidden", 4 * words["width"])
+    words.setdefault("kv_heads", words["heads"])
+    if words["width"] % words["heads"] or words["heads"] % words["kv_heads"]:
+        raise ConfigError(f"{text!r}: width must be a multiple of heads, and heads of kv_heads")
+    return _SCRATCH[kind](words)
+
+
+def _gpt2(words: dict[str, Any]) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=words["vocabulary"],
+        n_positions=words["positions"],
+        n_embd=words["width"],
+        n_layer=words["layers"],
+        n_head=words["heads"],
+        n_inner=words["hidden"],
+        tie_word_embeddings=words.get("tied", True),
+        **_NO_TOKENS,
+    )
+
+
+def _opt(words: dict[str, Any]) -> Any:
+    from transformers import OPTConfig
+
+    return OPTConfig(
+        vocab_size=words["vocabulary"],
+        max_position_embeddings=words["positions"],
+        hidden_size=words["width"],
+        num_hidden_layers=words["layers"],
+        num_attention_heads=words["heads"],
+        ffn_dim=words["hidden"],
+        word_embed_proj_dim=words.get("projection", words["width"]),
+        do_layer_norm_before=not words.get("post_norm", False),
+        tie_word_embeddings=words.get("tied", True),
+        **_NO_TOKENS,
+    )
+
+
+def _bloom(words: dict[str, Any]) -> Any:
+    from transformers import BloomConfig
+
+    return BloomConfig(
+        vocab_size=words["vocabulary"],
+        hidden_size=words["width"],
+        n_layer=words["layers"],
+        n_head=words["heads"],
+        tie_word_embeddings=words.get("tied", True),
+        **_NO_TOKENS,
+    )
+
+
+def _rotary(words: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "vocab_size": words["vocabulary"],
+        "max_position_embeddings": words["positions"],
+        "hidden_size": words["width"],
+        "num_hidden_layers": words["layers"],
+        "num_attention_heads": words["heads"],
+        "num_key_value_heads": words["kv_heads"],
+        "head_dim": words["width"] // words["heads"],
+        "intermediate_size": words["hidden"],
+        "tie_word_embeddings": words.get("tied", False),
+        **_NO_TOKENS,
+    }
+
+
+def _llama(words: dict[str, Any]) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**_rotary(words))
+
+
+def _qwen3(words: dict[str, Any]) -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**_rotary(words))
+
+
+_SCRATCH: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "gpt2": _gpt2,
+    "opt": _opt,
+    "bloom": _bloom,
+    "llama": _llama,
+    "qwen3": _qwen3,
+}
+SCRATCH_KINDS = tuple(_SCRATCH)
+
+
+def require_usable(source: ModelSource) -> None:
+    """Raise UsageError where a source cannot be trained at all (no parameters to speak of)."""
+    if source.config.vocab_size < 2:
+        raise UsageError(f"{source.name} has a vocabulary of {source.config.vocab_size}; at least 2 tokens are needed")
