@@ -46,7 +46,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """An order to send one's tensor for `key` (own output, or verified input) to `to`, in place of what was rejected or lost."""
+    """An order to send one's tensor for `key` (own output or verified input) to `to`, for what was rejected or lost."""
 
     key: ClaimKey
     to: tuple[str, ...]

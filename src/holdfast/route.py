@@ -72,10 +72,15 @@ class Route:
         return Role.SHADOW if self.shadows[stage] == worker else None
 
     def consumers(self, direction: Direction, stage: int) -> tuple[str, ...]:
-        """Who needs the output of `stage`: every holder of the neighbour that it feeds."""
+        """Who needs the output of `stage`: every holder of the neighbour that it feeds.
+
+        Without the jumping connection the neighbour's shadow is left out, and the own shadow is told what it was made from.
+        """
         neighbour = self.after(stage) if direction is Direction.FORWARD else self.before(stage)
         if neighbour is None or direction not in (Direction.FORWARD, Direction.BACKWARD):
             return ()
+        if direction is Direction.FORWARD and not self.jump:
+            return tuple(dict.fromkeys([self.primaries[neighbour], *self.holders(stage)[1:]]))
         return self.holders(neighbour)
 
     def is_trusted(self, stage: int) -> bool:

@@ -1,0 +1,203 @@
+"""One stage computing one step: forward, backward, accumulate, update, the same lines for primary, shadow and referee.
+
+Letters: B sequences a micro-batch, S tokens a sequence, D width, V vocabulary, m micro-batch of M.
+
+The bits are those of the plain model trained with `(loss / M).backward()` for each micro-batch in turn: gradients are added in
+index order whatever order the backward passes finish in, and the two gradients of tied embeddings are added to one another
+before they are added to the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import seeds
+from holdfast.claim import StageState
+from holdfast.digest import tensors_digest
+from holdfast.optimizer import AdamW, Moments
+from holdfast.partition import StageModule
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a stage must know of a step besides its tensors: M, and the seed of replayable dropout (None: no dropout)."""
+
+    micro_batches: int
+    dropout_seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """The accumulated gradient of a stage: its digest, and the norm of each parameter in model order."""
+
+    digest: bytes
+    norms: tuple[float, ...]
+
+
+class StageExecution:
+    """A stage's module with its optimizer state; `step` scratch is dropped by `begin`, sealed state only by `seal`.
+
+    Not thread-safe. Tensors given and returned are never modified afterwards, by either side.
+    """
+
+    def __init__(self, module: StageModule, optimizer: AdamW, shape: StepShape) -> None:
+        self.module = module
+        self._optimizer = optimizer
+        self._shape = shape
+        self._trainable = dict(module.named_trainable_parameters())
+        self._tied = module.tied_parameter()
+        self._moments = Moments.zeros(self._trainable)
+        self._candidate: tuple[dict[str, Tensor], Moments] | None = None
+        self._step = -1
+        self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._waiting: dict[int, list[Tensor]] = {}
+        self._sum: list[Tensor] = []
+        self._added = 0
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def load(self, state: StageState) -> None:
+        """Take over a stage. Raises PartitionError where names or shapes are not this stage's."""
+        self.module.load_weights(state.weights)
+        moments = Moments.from_named(state.moments, state.updates)
+        self._moments = moments if moments.first else Moments.zeros(self._trainable)
+        self._candidate = None
+
+    def state(self, version: int, *, candidate: bool = False) -> StageState:
+        """Copies nothing: the state as of `version`, or the one that waits for its seal."""
+        weights = {name: tensor.detach() for name, tensor in self.module.weights().items()}
+        moments = self._moments
+        if candidate and self._candidate is not None:
+            weights |= self._candidate[0]
+            moments = self._candidate[1]
+        return StageState(self.module.stage, version, moments.updates, weights, moments.named())
+
+    def seal(self) -> None:
+        """The update stands: the old version is freed. Without an update (a frozen stage) nothing changes."""
+        if self._candidate is not None:
+            weights, self._moments = self._candidate
+            self._candidate = None
+            for name, tensor in weights.items():
+                self._trainable[name].data = tensor
+
+    @property
+    def tied_name(self) -> str | None:
+        """The embedding that the head shares, where it is trained: stage 0 owns it."""
+        tied = self.module.plan.tied
+        return tied[1] if tied is not None and tied[1] in self.module.plan.trainable else None
+
+    def set_tied(self, weight: Tensor) -> None:
+        """The head of tied embeddings takes the value that the first stage sealed."""
+        assert self._tied is not None, "this stage has no tied head"
+        self._tied.data = weight
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def begin(self, step: int) -> None:
+        """Drop everything of a step that was not sealed: graphs, gradients, a candidate update."""
+        self._step = step
+        self._candidate = None
+        self._graphs.clear()
+        self._waiting.clear()
+        self._sum = []
+        self._added = 0
+
+    def forward(self, micro_batch: int, inputs: Tensor) -> Tensor:
+        """Hidden states [B, S, D] from tokens [B, S] (first stage) or hidden states; the last stage gives logits [B, S, V]."""
+        if inputs.is_floating_point():
+            inputs = inputs.detach().requires_grad_(True)
+        with self._dropout(micro_batch):
+            output = self.module(inputs)
+        self._graphs[micro_batch] = (inputs, output)
+        return output.detach()
+
+    def loss(self, micro_batch: int, inputs: Tensor, labels: Tensor) -> float:
+        """The last stage's forward pass: mean cross-entropy of `labels` [B, S], nats a token, in fp32."""
+        inputs = inputs.detach().requires_grad_(True)
+        with self._dropout(micro_batch):
+            logits = self.module(inputs)
+        loss = cross_entropy(logits, labels)
+        self._graphs[micro_batch] = (inputs, loss / self._shape.micro_batches)
+        return loss.item()
+
+    def backward(
+        self, micro_batch: int, gradient: Tensor | None, tied: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The vector-Jacobian product with `gradient` [B, S, D] (None: the loss itself).
+
+        Gives the gradient of the stage's input (None for tokens) and that of a tied head (only the last stage has one).
+        `tied` is the head's gradient on its way into the first stage's embedding.
+        """
+        inputs, output = self._graphs.pop(micro_batch)
+        wanted = list(self._trainable.values())
+        head = self._tied if self.tied_name is not None else None
+        extra = [tensor for tensor in (head, inputs) if tensor is not None and tensor.requires_grad]
+        found = list(torch.autograd.grad(output, [*wanted, *extra], gradient, materialize_grads=True))
+        gradients, rest = found[: len(wanted)], found[len(wanted) :]
+        if tied is not None:
+            shared = list(self._trainable).index(self.tied_name or "")
+            gradients[shared] = tied + gradients[shared]
+        self._accumulate(micro_batch, gradients)
+        of_inputs = rest.pop() if inputs.requires_grad else None
+        of_head = rest.pop() if rest else None
+        return (None if of_inputs is None else of_inputs.contiguous()), of_head
+
+    @property
+    def complete(self) -> bool:
+        """Whether every micro-batch of the step has been added to the gradient."""
+        return self._added == self._shape.micro_batches
+
+    def gradient(self) -> Gradient:
+        """Digest and norms of the accumulated gradient; to be called when `complete`."""
+        named = dict(zip(self._trainable, self._sum, strict=True))
+        return Gradient(tensors_digest(named), self.norms())
+
+    def norms(self) -> tuple[float, ...]:
+        """The 2-norm of each parameter's gradient in model order, as exact floats of the gradient's dtype."""
+        return tuple(torch.linalg.vector_norm(tensor).item() for tensor in self._sum)
+
+    def update(self, clip_scale: float, rate: float) -> None:
+        """One optimizer step into new buffers, which wait for `seal`; the weights in use stay as they are."""
+        gradients = {name: tensor * clip_scale for name, tensor in zip(self._trainable, self._sum, strict=True)}
+        self._candidate = self._optimizer.step(self._trainable, gradients, self._moments, rate)
+
+    def _accumulate(self, micro_batch: int, gradients: Sequence[Tensor]) -> None:
+        self._waiting[micro_batch] = list(gradients)
+        while (ready := self._waiting.pop(self._added, None)) is not None:
+            if self._sum:
+                for total, gradient in zip(self._sum, ready, strict=True):
+                    total += gradient
+            else:  # laid out like the parameter, as autograd does it: another layout gives other bits in the norm
+                pairs = zip(self._trainable.values(), ready, strict=True)
+                self._sum = [torch.empty_like(parameter).copy_(gradient) for parameter, gradient in pairs]
+            self._added += 1
+
+    def _dropout(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Random numbers keyed by (run, step, micro-batch, stage) and not by the attempt, so that a check can replay them."""
+        if self._shape.dropout_seed is None:
+            return nullcontext()
+        return _seeded(seeds.derive(self._shape.dropout_seed, "dropout", self._step, micro_batch, self.module.stage))
+
+
+class _seeded(AbstractContextManager[None]):  # noqa: N801
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._fork = torch.random.fork_rng(devices=[])
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *details: object) -> None:
+        self._fork.__exit__(None, None, None)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over all tokens of -log p(label), in fp32: logits [B, S, V], labels [B, S]."""
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+

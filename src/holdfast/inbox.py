@@ -1,0 +1,116 @@
+"""What a worker has been sent in this step, and which of it may be used: a tensor counts once its digest is the board's.
+
+    delivered, no ruling      kept, unused
+    ruling, no delivery       waited for
+    both, equal               usable
+    both, different           dropped, and the coordinator is told, who has it sent again by another holder
+
+With defences off nothing is ruled, and what is delivered first is usable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.claim import Claim, ClaimKey
+from holdfast.digest import tensor_digest
+from holdfast.message import Complaint
+from holdfast.verify.jump import check_delivery
+from holdfast.verify.verdict import Accepted, Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What every tensor between two stages looks like: [B, S, D] of one dtype."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    sender: str
+    claim: Claim
+    digest: bytes
+
+
+class Inbox:
+    """Deliveries and rulings of one step and attempt; early ones of later attempts are kept, late ones are dropped."""
+
+    def __init__(self, boundary: Boundary, *, checked: bool) -> None:
+        self._boundary = boundary
+        self._checked = checked
+        self._now = (-1, 0)
+        self._rulings: dict[ClaimKey, bytes] = {}
+        self._deliveries: dict[ClaimKey, list[_Delivery]] = {}
+        self._usable: dict[ClaimKey, Claim] = {}
+
+    def begin(self, step: int, attempt: int) -> None:
+        """Forget everything that belongs to an earlier step or attempt."""
+        self._now = (step, attempt)
+        for table in (self._rulings, self._deliveries, self._usable):
+            for key in [key for key in table if (key.step, key.attempt) < self._now]:
+                del table[key]
+
+    def rule(self, key: ClaimKey, output: bytes) -> list[Complaint]:
+        """Take the board's ruling; the answer lists the deliveries that do not match it."""
+        if (key.step, key.attempt) < self._now or key in self._rulings:
+            return []
+        self._rulings[key] = output
+        found = [self._settle(delivery) for delivery in self._deliveries.pop(key, [])]
+        return [complaint for complaint in found if complaint is not None]
+
+    def deliver(self, sender: str, claim: Claim) -> list[Complaint]:
+        """Take a tensor from anyone; it is trusted no further than its digest."""
+        key = claim.header.key
+        if (key.step, key.attempt) < self._now or key in self._usable:
+            return []
+        if not self._fits(claim.tensor) or (claim.origin is not None and not self._fits(claim.origin)):
+            return [Complaint(key, sender, b"")]
+        if not self._checked:
+            self._usable[key] = claim
+            return []
+        delivery = _Delivery(sender, claim, tensor_digest(claim.tensor))
+        if key not in self._rulings:
+            waiting = self._deliveries.setdefault(key, [])
+            if all(other.sender != sender for other in waiting):  # one place a sender, or it could fill the memory
+                waiting.append(delivery)
+            return []
+        complaint = self._settle(delivery)
+        return [] if complaint is None else [complaint]
+
+    def claim(self, key: ClaimKey) -> Claim | None:
+        """The claim that may be used for `key`, or None while it is not settled."""
+        return self._usable.get(key)
+
+    def tensor(self, key: ClaimKey) -> Tensor | None:
+        """Its tensor [B, S, D]."""
+        claim = self._usable.get(key)
+        return None if claim is None else claim.tensor
+
+    def origin(self, key: ClaimKey) -> Tensor | None:
+        """The input that the claimant says it worked from (without the jumping connection), whether ruled on or not."""
+        if key in self._usable:
+            return self._usable[key].origin
+        return next((delivery.claim.origin for delivery in self._deliveries.get(key, [])), None)
+
+    def digest(self, key: ClaimKey) -> bytes:
+        """The digest of a usable tensor; empty with defences off, where nothing is hashed."""
+        return self._rulings.get(key, b"")
+
+    def _settle(self, delivery: _Delivery) -> Complaint | None:
+        key = delivery.claim.header.key
+        match check_delivery(delivery.sender, delivery.digest, self._rulings.get(key)):
+            case Accepted():
+                self._usable.setdefault(key, delivery.claim)
+                return None
+            case Rejected():
+                return None if key in self._usable else Complaint(key, delivery.sender, delivery.digest)
+            case _:
+                raise AssertionError(f"settled the {key} without a ruling")
+
+    def _fits(self, tensor: Tensor) -> bool:
+        return tuple(tensor.shape) == self._boundary.shape and tensor.dtype == self._boundary.dtype

@@ -1,0 +1,104 @@
+"""Who holds which stage, and how much is left of them: seats, sealed digests, proven lies.
+
+A seat counts only once its worker has shown the sealed digest. Before a step every seat of the route must count; what is
+missing (a new shadow, a holder whose own version was rejected at the seal) is sent by a holder that has it. A worker that
+goes takes its seats along; a stage whose last holder goes is beyond the fault window.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from holdfast.message import SendState, StateAdopted
+from holdfast.route import Route, reshadowed, without
+
+
+class Membership:
+    """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker."""
+
+    def __init__(self, route: Route, version: int, digests: Mapping[int, bytes], *, shadowed: bool) -> None:
+        self.route = route
+        self.version = version
+        self.digests = dict(digests)
+        self.lies: Counter[str] = Counter()
+        self.quarantined: set[str] = set()
+        self._shadowed = shadowed
+        self._holding: set[tuple[int, str]] = set()
+        self._asked: set[tuple[int, str]] = set()
+
+    def adopted(self, worker: str, message: StateAdopted) -> bool:
+        """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
+        good = message.version == self.version and message.digest == self.digests.get(message.stage)
+        if good:
+            self._holding.add((message.stage, worker))
+        self._asked.discard((message.stage, worker))
+        return good
+
+    def distrust(self, stage: int, worker: str) -> None:
+        """The worker's version of `stage` was rejected: it gets the sealed one again before the next step."""
+        self._holding.discard((stage, worker))
+
+    def seal(self, digests: Mapping[int, bytes]) -> None:
+        """One more version stands; stages without a new digest were frozen and keep theirs."""
+        self.version += 1
+        self.digests.update(digests)
+
+    def without(self, worker: str) -> Route | None:
+        return without(self.route, {worker})
+
+    def lose(self, worker: str) -> None:
+        """The worker is out. Call only where `without` gives a route."""
+        route = self.without(worker)
+        assert route is not None
+        self.route = route
+        self._holding = {seat for seat in self._holding if seat[1] != worker}
+        self._asked.clear()
+
+    def target(self) -> Route:
+        """The route that the next step should run on: every untrusted stage shadowed."""
+        return reshadowed(self.route) if self._shadowed else self.route
+
+    def missing(self) -> list[tuple[int, str]]:
+        """Seats of the target route whose worker has not shown the sealed digest."""
+        route = self.target()
+        return [(i, w) for i in route.stages for w in route.holders(i) if (i, w) not in self._holding]
+
+    def transfers(self) -> list[tuple[str, SendState]]:
+        """Orders to send what is missing, each asked once; after a failed attempt another holder is asked, if there is one."""
+        route = self.target()
+        orders = []
+        for stage, worker in self.missing():
+            sources = sorted(w for i, w in self._holding if i == stage)
+            if not sources or (stage, worker) in self._asked:
+                continue
+            role = route.role(stage, worker)
+            assert role is not None
+            self._asked.add((stage, worker))
+            orders.append((sources[-1], SendState(stage, self.version, worker, role)))
+        return orders
+
+    def settle(self) -> Route:
+        """Adopt the target route; call when nothing is missing."""
+        assert not self.missing()
+        self.route = self.target()
+        self._holding = {(i, w) for i in self.route.stages for w in self.route.holders(i)}
+        return self.route
+
+    def vouch(self, stage: int, trusted: str) -> None:
+        """`trusted` (the referee) will have the next sealed state of `stage`, for this one step boundary."""
+        self._holding.add((stage, trusted))
+
+    def ask_again(self) -> None:
+        """Whoever was asked for a state and did not deliver may be asked again."""
+        self._asked.clear()
+
+    def source(self, stage: int) -> str:
+        """A member that holds the sealed state of `stage`."""
+        holders = [worker for worker in self.route.holders(stage) if (stage, worker) in self._holding]
+        return holders[0] if holders else next(worker for i, worker in sorted(self._holding) if i == stage)
+
+    def new_shadows(self) -> list[tuple[int, str]]:
+        """The (stage, worker) pairs that the target route adds."""
+        target = self.target()
+        return [(i, s) for i in target.stages if (s := target.shadows[i]) is not None and s != self.route.shadows[i]]

@@ -1,0 +1,196 @@
+"""The referee re-executes one stage, from sealed weights and accepted inputs, and says what an honest holder would claim.
+
+    Examine --> ask the holders for state and tensors --> check every digest --> compute --> Finding
+
+It works for the coordinator on a trusted machine, believes no holder (what does not match a sealed or accepted digest is
+ignored) and keeps its execution for the rest of the step, so that many disputes about one stage cost no pass twice. Where
+no holder gave the honest account it supplies its own tensor or state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
+from holdfast.digest import state_digest, tensor_digest
+from holdfast.errors import ProtocolError
+from holdfast.execution import StageExecution
+from holdfast.message import (
+    BeginStep,
+    Envelope,
+    Examine,
+    Finding,
+    NewRoute,
+    Seal,
+    SendState,
+    StateTransfer,
+    Supply,
+    Work,
+)
+from holdfast.route import Route
+from holdfast.stage import COORDINATOR, REFEREE
+from holdfast.verify.chain import parents
+
+
+@dataclass(slots=True)
+class _Bench:
+    """One stage under examination in this step: its execution, and what has been computed of it."""
+
+    execution: StageExecution
+    version: int = -1
+    forwarded: set[int] = field(default_factory=set)
+    outputs: dict[ClaimKey, Tensor] = field(default_factory=dict)
+
+
+class Referee:
+    """An `Actor`. `execution(i)` builds the module of stage i; `micro_batches` is M; `costs` are forward passes a stage."""
+
+    def __init__(
+        self, run: str, execution: Callable[[int], StageExecution], micro_batches: int, costs: Sequence[float]
+    ) -> None:
+        self.name = REFEREE
+        self.devices = 1
+        self._run = run
+        self._execution = execution
+        self._micro_batches = micro_batches
+        self._costs = costs
+        self._benches: dict[int, _Bench] = {}
+        self._cases: dict[ClaimKey, Examine] = {}
+        self._tensors: dict[ClaimKey, Tensor] = {}
+        self._moment = (-1, 0)
+        self._route: Route | None = None
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def receive(self, envelope: Envelope) -> Sequence[Envelope]:
+        message = envelope.message
+        if isinstance(message, Claim):
+            return self._take_tensor(message)
+        if isinstance(message, StateTransfer):
+            return self._take_state(message)
+        if envelope.sender != COORDINATOR:
+            raise ProtocolError(f"the referee got {type(message).__name__} from {envelope.sender!r}, not the coordinator")
+        match message:
+            case Examine():
+                self._cases[message.key] = message
+                return self._requests(message)
+            case BeginStep(step, attempt, version, route):
+                self._begin((step, attempt), version, route)
+            case NewRoute(route):
+                self._route = route
+            case Supply(key, to):
+                return self._supply(key, to)
+            case SendState(stage, _, to, role):
+                state = self._benches[stage].execution.state(message.version, candidate=True)
+                return [Envelope(self.name, to, StateTransfer(state, role))]
+            case Seal():
+                pass
+            case _:
+                raise ProtocolError(f"the referee has no use for {type(message).__name__}")
+        return []
+
+    def _begin(self, moment: tuple[int, int], version: int, route: Route) -> None:
+        self._moment, self._route = moment, route
+        self._cases.clear()
+        self._tensors.clear()
+        for bench in self._benches.values():
+            bench.version = bench.version if bench.version == version else -1
+            bench.forwarded.clear()
+            bench.outputs.clear()
+            bench.execution.begin(moment[0])
+
+    def _requests(self, case: Examine) -> list[Envelope]:
+        """Ask every holder at once: one honest answer is enough, and a silent liar costs no time."""
+        bench = self._benches.setdefault(case.key.stage, _Bench(self._execution(case.key.stage)))
+        envelopes = []
+        if bench.version != case.version:
+            bench.execution.begin(case.key.step)
+            order = SendState(case.key.stage, case.version, self.name, None)
+            envelopes += [Envelope(self.name, holder, order) for holder in case.holders]
+        wanted = [key for key, _ in case.inputs if key not in self._tensors]
+        return envelopes + [Envelope(self.name, holder, Supply(key, (self.name,))) for key in wanted for holder in case.holders]
+
+    def _take_tensor(self, claim: Claim) -> list[Envelope]:
+        key = claim.header.key
+        accepted = {digest for case in self._cases.values() for wanted, digest in case.inputs if wanted == key}
+        if key not in self._tensors and accepted and tensor_digest(claim.tensor) in accepted:
+            self._tensors[key] = claim.tensor
+        return []
+
+    def _take_state(self, message: StateTransfer) -> list[Envelope]:
+        state = message.state
+        bench = self._benches.get(state.stage)
+        wanted = {case.state_digest for key, case in self._cases.items() if key.stage == state.stage}
+        versions = {case.version for key, case in self._cases.items() if key.stage == state.stage}
+        if bench is None or state.version not in versions or bench.version == state.version:
+            return []
+        if state_digest(state) in wanted:
+            bench.execution.load(state)
+            bench.version = state.version
+        return []
+
+    def _supply(self, key: ClaimKey, to: Sequence[str]) -> list[Envelope]:
+        tensor = self._benches[key.stage].outputs[key]
+        version = self._benches[key.stage].version
+        assert self._route is not None
+        header = Header(self._run, key, version, self._route.epoch, self.name, Role.PRIMARY, (), tensor_digest(tensor))
+        return [Envelope(self.name, recipient, Claim(header, tensor)) for recipient in to]
+
+    # -- computation -------------------------------------------------------------------------------------------------
+
+    def next_work(self, device: int) -> Work | None:
+        """The first case whose state and inputs have all arrived."""
+        for key, case in self._cases.items():
+            bench = self._benches[key.stage]
+            if bench.version == case.version and all(parent in self._tensors for parent, _ in case.inputs):
+                return Work("referee", device, key.stage, key, None, self._cost(key, bench))
+        return None
+
+    def execute(self, work: Work) -> Sequence[Envelope]:
+        key = work.key
+        case = self._cases.pop(key)
+        bench = self._benches[key.stage]
+        if key.micro_batch != WHOLE_STEP:
+            output = self._recompute(bench, key)
+            return [Envelope(self.name, COORDINATOR, Finding(key, tensor_digest(output)))]
+        for m in range(self._micro_batches):
+            self._recompute(bench, ClaimKey(key.step, key.attempt, Direction.BACKWARD, key.stage, m))
+        if key.direction is Direction.GRADIENT:
+            gradient = bench.execution.gradient()
+            return [Envelope(self.name, COORDINATOR, Finding(key, gradient.digest, gradient.norms))]
+        bench.execution.update(case.clip_scale, case.learning_rate)
+        digest = state_digest(bench.execution.state(case.version + 1, candidate=True))
+        return [Envelope(self.name, COORDINATOR, Finding(key, digest))]
+
+    def _recompute(self, bench: _Bench, key: ClaimKey) -> Tensor:
+        """The honest output of a forward or backward claim; each pass runs once a step."""
+        if key in bench.outputs:
+            return bench.outputs[key]
+        assert self._route is not None
+        tensors = [self._tensors[parent] for parent in parents(key, self._route)]
+        forward = ClaimKey(key.step, key.attempt, Direction.FORWARD, key.stage, key.micro_batch)
+        if key.micro_batch not in bench.forwarded:
+            bench.outputs[forward] = bench.execution.forward(key.micro_batch, tensors[0])
+            bench.forwarded.add(key.micro_batch)
+        if key.direction is Direction.BACKWARD:
+            of_inputs, _ = bench.execution.backward(key.micro_batch, tensors[1])
+            assert of_inputs is not None, "the referee examines middle stages only"
+            bench.outputs[key] = of_inputs
+        return bench.outputs[key]
+
+    def _cost(self, key: ClaimKey, bench: _Bench) -> float:
+        """Forward passes of a stage of average cost; work done for an earlier case is not counted again."""
+        batches = range(self._micro_batches) if key.micro_batch == WHOLE_STEP else [key.micro_batch]
+        passes = sum(m not in bench.forwarded for m in batches)
+        if key.direction is not Direction.FORWARD:
+            backward = [ClaimKey(key.step, key.attempt, Direction.BACKWARD, key.stage, m) for m in batches]
+            passes += 2 * sum(known not in bench.outputs for known in backward)
+        return passes * self._costs[key.stage]
+
+    def describe(self) -> str:
+        """One line for a deadlock report."""
+        cases = ", ".join(str(key) for key in self._cases)
+        return f"referee: waits for state or tensors of {cases or 'nothing'}"

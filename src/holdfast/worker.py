@@ -1,0 +1,202 @@
+"""A worker: a machine with a name, its seats (primary of one stage, shadow of another) and one inbox for both.
+
+An `Actor`: messages in, messages out, computation only in `execute`. It believes the coordinator about routes and rulings, the
+board about tensors, and nobody about anything else. The initiator's worker holds stages 0 and K-1 on two devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Role
+from holdfast.digest import state_digest
+from holdfast.errors import ProtocolError
+from holdfast.execution import StageExecution
+from holdfast.inbox import Boundary, Inbox
+from holdfast.message import (
+    Accepted,
+    BeginStep,
+    Complaint,
+    Envelope,
+    NewRoute,
+    Seal,
+    SendState,
+    StateAdopted,
+    StateTransfer,
+    Supply,
+    TiedGradient,
+    TiedWeight,
+    Update,
+    Work,
+)
+from holdfast.route import Route
+from holdfast.schedule import Action, Kind
+from holdfast.stage import COORDINATOR, REFEREE, Batch, Stage, Terms
+
+UPDATE_COST = 0.05
+"""Gradient digest and optimizer step, in forward passes of one micro-batch: a few operations a parameter against B x S x 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """How many serial devices a worker has, which of them a stage runs on, and what a forward pass of each stage costs."""
+
+    costs: Sequence[float]
+    devices: int = 1
+
+    def device_of(self, stage: int) -> int:
+        return 0 if stage == 0 else self.devices - 1
+
+
+class Worker:
+    """See the module. `execution(i)` builds the module of stage i with undefined weights; states arrive as messages."""
+
+    def __init__(
+        self,
+        name: str,
+        execution: Callable[[int], StageExecution],
+        terms: Terms,
+        boundary: Boundary,
+        hardware: Hardware,
+        batch: Batch | None = None,
+    ) -> None:
+        self.name = name
+        self.devices = hardware.devices
+        self.seats: dict[int, Stage] = {}
+        self._execution = execution
+        self._terms = terms
+        self._hardware = hardware
+        self._batch = batch
+        self._inbox = Inbox(boundary, checked=terms.checked)
+        self._route: Route | None = None
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def receive(self, envelope: Envelope) -> Sequence[Envelope]:
+        """Take one message. Raises ProtocolError for an order from somebody who may not give it."""
+        sender, message = envelope.sender, envelope.message
+        match message:
+            case Claim():
+                return self._to_coordinator(self._inbox.deliver(sender, message))
+            case StateTransfer():
+                return self._adopt(message)
+            case Supply() | SendState() if sender in (COORDINATOR, REFEREE):
+                return self._send(message)
+            case TiedGradient() | TiedWeight() if sender == self.name:
+                for seat in self.seats.values():
+                    seat.take_tied(message)
+                return []
+            case BeginStep() | NewRoute() | Accepted() | Update() | Seal() if sender == COORDINATOR:
+                return self._obey(message)
+        raise ProtocolError(f"{self.name} got {type(message).__name__} from {sender!r}, who may not send it")
+
+    def _obey(self, message: BeginStep | NewRoute | Accepted | Update | Seal) -> Sequence[Envelope]:
+        match message:
+            case Accepted(key, output):
+                return self._to_coordinator(self._inbox.rule(key, output))
+            case BeginStep():
+                return self._begin(message)
+            case NewRoute(route):
+                self._route = route
+                return [envelope for seat in self._seated() for envelope in seat.reroute(route)]
+            case Seal(version):
+                return [envelope for seat in self._seated() for envelope in seat.seal(version)]
+            case Update():
+                for seat in self._seated():
+                    seat.order_update(message)
+                return []
+
+    def _begin(self, message: BeginStep) -> list[Envelope]:
+        self._route = message.route
+        held = dict(message.route.seats_of(self.name))
+        self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
+        self._inbox.begin(message.step, message.attempt)
+        sealed = [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
+        for stage, seat in self.seats.items():
+            seat.role = held[stage]
+            seat.begin(message.step, message.attempt, message.route)
+        return sealed
+
+    def _adopt(self, message: StateTransfer) -> list[Envelope]:
+        """Take a seat. Any sender will do: the coordinator compares the digest with the sealed one before it counts."""
+        if message.role is None:
+            return []
+        state = message.state
+        seat = Stage(self.name, self._execution(state.stage), message.role, self._terms, self._batch)
+        shared = seat.load(state)
+        self.seats[state.stage] = seat
+        adopted = StateAdopted(state.stage, state.version, message.role, state_digest(seat.state()))
+        return [*shared, Envelope(self.name, COORDINATOR, adopted)]
+
+    def _send(self, message: Supply | SendState) -> list[Envelope]:
+        if isinstance(message, SendState):
+            seat = self.seats.get(message.stage)
+            if seat is None or seat.version != message.version:
+                return []
+            return [Envelope(self.name, message.to, StateTransfer(seat.state(), message.role))]
+        for seat in self.seats.values():
+            if seat.index == message.key.stage and (sent := seat.supply(message.key, message.to)):
+                return sent
+        claim = self._inbox.claim(message.key)
+        return [] if claim is None else [Envelope(self.name, to, claim) for to in message.to]
+
+    def _seated(self) -> list[Stage]:
+        return list(self.seats.values())
+
+    def _to_coordinator(self, messages: Sequence[Complaint]) -> list[Envelope]:
+        return [Envelope(self.name, COORDINATOR, message) for message in messages]
+
+    # -- computation -------------------------------------------------------------------------------------------------
+
+    def next_work(self, device: int) -> Work | None:
+        """The most urgent work of the seats on `device`: whole-step work first, then the earliest action in schedule order.
+
+        Of two forward passes in the same place the shadow's goes first (the primary waits for its outcome), of two backward
+        passes the primary's (the shadow needs its result).
+        """
+        best: tuple[tuple[int, int], Work] | None = None
+        for seat in self.seats.values():
+            if self._hardware.device_of(seat.index) != device:
+                continue
+            if seat.wants_update():
+                return self._work("update", seat, Direction.UPDATE)
+            if seat.wants_gradient():
+                return self._work("gradient", seat, Direction.GRADIENT)
+            found = seat.next_action(self._inbox)
+            if found is not None:
+                place, action = found
+                rank = (place, seat.index if action.kind is Kind.FORWARD else -seat.index)
+                if best is None or rank < best[0]:
+                    best = (rank, self._action_work(seat, action))
+        return None if best is None else best[1]
+
+    def execute(self, work: Work) -> Sequence[Envelope]:
+        """Compute what `next_work` gave, and nothing else."""
+        seat = self.seats[work.stage]
+        match work.key.direction:
+            case Direction.GRADIENT:
+                return seat.claim_gradient()
+            case Direction.UPDATE:
+                return seat.claim_update()
+            case Direction.FORWARD:
+                return seat.perform(Action(Kind.FORWARD, work.key.micro_batch), self._inbox)
+            case Direction.BACKWARD:
+                return seat.perform(Action(Kind.BACKWARD, work.key.micro_batch), self._inbox)
+
+    def _action_work(self, seat: Stage, action: Action) -> Work:
+        backward = action.kind is Kind.BACKWARD
+        direction = Direction.BACKWARD if backward else Direction.FORWARD
+        kind = f"shadow-{direction}" if seat.role is Role.SHADOW else str(direction)
+        return self._work(kind, seat, direction, action.micro_batch)
+
+    def _work(self, kind: str, seat: Stage, direction: Direction, micro_batch: int = WHOLE_STEP) -> Work:
+        passes = {Direction.FORWARD: 1.0, Direction.BACKWARD: 2.0}
+        cost = passes[direction] * self._hardware.costs[seat.index] if direction in passes else UPDATE_COST
+        key = ClaimKey(*seat.moment, direction, seat.index, micro_batch)
+        return Work(kind, self._hardware.device_of(seat.index), seat.index, key, seat.role, cost)
+
+    def describe(self) -> str:
+        """One line for a deadlock report."""
+        seats = ", ".join(f"{seat.role} of {stage} at v{seat.version}" for stage, seat in sorted(self.seats.items()))
+        return f"{self.name}: {seats or 'no seat'}"
