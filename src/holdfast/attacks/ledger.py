@@ -1,0 +1,88 @@
+"""The ledger of a run's lies: what detection is measured against, written by the liars themselves.
+
+    lie      worker, claim, what of it (output, norms, inputs, ...), the honest bytes and what was said instead
+    taint    from this step on, what a worker holds of a stage is not what an honest one would hold
+
+A lie that happens to be the truth (a sign flipped twice, noise lost in rounding) is none. A taint explains alerts about
+anything that its worker says of that stage, until a sealed state heals it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+
+from holdfast.claim import ClaimKey, Direction
+
+Slot = tuple[str, ClaimKey, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """From `step` until it is given the state of version `healed`: weights, or (`weights=False`) the gradient of the step."""
+
+    worker: str
+    stage: int
+    step: int
+    weights: bool
+    healed: int | None = None
+
+
+class Ledger:
+    """Shared by the dishonest workers of a run; never seen by anyone else until the run is over."""
+
+    def __init__(self) -> None:
+        self._honest: dict[Slot, Hashable] = {}
+        self._said: dict[Slot, Hashable] = {}
+        self.taints: list[Taint] = []
+
+    def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
+        """`worker` said `said` where `honest` was true. Of several distortions the first one knew the truth."""
+        self._honest.setdefault((worker, key, what), honest)
+        self._said[worker, key, what] = said
+
+    def taint(self, worker: str, stage: int, step: int, *, weights: bool) -> None:
+        self.taints.append(Taint(worker, stage, step, weights))
+
+    def heal(self, worker: str, stage: int, version: int) -> None:
+        """`worker` was given a state of `stage`: whatever it had spoilt is overwritten."""
+        self.taints = [
+            replace(taint, healed=version) if (taint.worker, taint.stage, taint.healed) == (worker, stage, None) else taint
+            for taint in self.taints
+        ]
+
+    def retry(self, worker: str, step: int) -> None:
+        """`step` starts again: its gradient and an update of it that was never sealed are dropped, so they spoil no more."""
+        self.taints = [t for t in self.taints if t.worker != worker or t.step < step + t.weights]
+
+    def is_tainted(self, worker: str, key: ClaimKey) -> bool:
+        """Whether what `worker` says of `key` is surely wrong for a taint (in later steps it is likely, but not sure)."""
+        return any(
+            (taint.worker, taint.stage, taint.step, taint.healed) == (worker, key.stage, key.step, None)
+            and (taint.weights or key.direction is Direction.UPDATE)
+            for taint in self.taints
+        )
+
+    @property
+    def lies(self) -> Mapping[Slot, tuple[Hashable, Hashable]]:
+        """(honest, said) by (worker, claim, what), where the two differ."""
+        return {slot: (true, self._said[slot]) for slot, true in self._honest.items() if self._said[slot] != true}
+
+    @property
+    def keys(self) -> frozenset[ClaimKey]:
+        """Every claim that somebody lied about: the attacked claims of the report."""
+        return frozenset(key for _, key, _ in self.lies)
+
+    @property
+    def by_worker(self) -> Mapping[str, frozenset[ClaimKey]]:
+        found: dict[str, set[ClaimKey]] = {}
+        for worker, key, _ in self.lies:
+            found.setdefault(worker, set()).add(key)
+        return {worker: frozenset(keys) for worker, keys in found.items()}
+
+    def explains(self, key: ClaimKey) -> bool:
+        """Whether an alert about `key` is no false alarm: it is a lie, or one holder of that stage was tainted."""
+        return key in self.keys or any(
+            taint.stage == key.stage and taint.step <= key.step and (taint.healed is None or key.step <= taint.healed)
+            for taint in self.taints
+        )

@@ -1,0 +1,5 @@
+"""The public contract suites: what an author of a part of Holdfast runs to know that the part is right."""
+
+from holdfast.testing.attack import check_attack
+
+__all__ = ["check_attack"]
