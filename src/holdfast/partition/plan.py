@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import PartitionError
-from holdfast.partition.families import Family
+from holdfast.partition.families import Family, family_of
 from holdfast.partition.lora import Lora
 from holdfast.partition.skeleton import causal_family, skeleton
 
@@ -139,6 +139,7 @@ def make_plan(
     """
     from holdfast.partition.costs import estimate_costs, measure_costs
 
+    family_of(config)
     model = skeleton(config)
     family = causal_family(config, model)
     costs = measure_costs(config, sequence_length) if measure else estimate_costs(config, model, family, sequence_length)
