@@ -1,0 +1,7 @@
+"""Who starts the members of a run and notices that they died."""
+
+from __future__ import annotations
+
+from holdfast.launch.inprocess import Deadlock, Hooks, InProcess, Network, Timing
+
+__all__ = ["Deadlock", "Hooks", "InProcess", "Network", "Timing"]
