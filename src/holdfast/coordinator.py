@@ -187,7 +187,8 @@ class Coordinator:
         self._now = _Step(step, attempt, route)
         self._warned = False
         self._arm()
-        return self._tell_all(BeginStep(step, attempt, self.membership.version, route))
+        digests = tuple(self.membership.digests[i] for i in route.stages)
+        return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
 
     def _redo(self, answer: Redo, reason: str) -> list[Envelope]:
         now = self._step

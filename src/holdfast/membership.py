@@ -25,13 +25,15 @@ class Membership:
         self.quarantined: set[str] = set()
         self._shadowed = shadowed
         self._holding: set[tuple[int, str]] = set()
-        self._asked: set[tuple[int, str]] = set()
+        self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
 
     def adopted(self, worker: str, message: StateAdopted) -> bool:
         """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
         good = message.version == self.version and message.digest == self.digests.get(message.stage)
         if good:
             self._holding.add((message.stage, worker))
+        else:
+            self._holding.discard((message.stage, worker))
         self._asked.discard((message.stage, worker))
         return good
 

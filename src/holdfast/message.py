@@ -21,12 +21,16 @@ from holdfast.route import Route
 
 @dataclass(frozen=True, slots=True)
 class BeginStep:
-    """Start (or, with a higher attempt, start again) a step from the sealed weights `version`."""
+    """Start (or, with a higher attempt, start again) a step from the sealed weights `version`.
+
+    `digests` are the sealed state digests of all stages, so that a new holder knows which delivered state is the right one.
+    """
 
     step: int
     attempt: int
     version: int
     route: Route
+    digests: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)

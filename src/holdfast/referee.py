@@ -77,7 +77,7 @@ class Referee:
             case Examine():
                 self._cases[message.key] = message
                 return self._requests(message)
-            case BeginStep(step, attempt, version, route):
+            case BeginStep(step, attempt, version, route, _):
                 self._begin((step, attempt), version, route)
             case NewRoute(route):
                 self._route = route

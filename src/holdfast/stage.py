@@ -79,12 +79,10 @@ class Stage:
 
     # -- state -------------------------------------------------------------------------------------------------------
 
-    def load(self, state: StageState) -> list[Envelope]:
+    def load(self, state: StageState) -> None:
         """Take the seat over from a sealed state."""
         self.execution.load(state)
         self.version = state.version
-        self._now = _Progress()
-        return self._share_tied()
 
     def state(self) -> StageState:
         return self.execution.state(self.version)
@@ -95,7 +93,7 @@ class Stage:
             return []
         self.execution.seal()
         self.version = version
-        return self._share_tied()
+        return self.share_tied()
 
     def take_tied(self, message: TiedGradient | TiedWeight) -> None:
         """The last stage takes the embedding's weight, the first takes the head's gradient."""
@@ -106,7 +104,8 @@ class Stage:
         elif self.index == 0 and (message.step, message.attempt) == (self._now.step, self._now.attempt):
             self._now.tied[message.micro_batch] = message.tensor
 
-    def _share_tied(self) -> list[Envelope]:
+    def share_tied(self) -> list[Envelope]:
+        """The first stage tells the last, on the same machine, the embedding that is its head."""
         tied = self.execution.module.plan.tied
         if self.index != 0 or tied is None:
             return []

@@ -6,7 +6,7 @@ board about tensors, and nobody about anything else. The initiator's worker hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Role
@@ -70,6 +70,7 @@ class Worker:
         self._batch = batch
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
+        self._delivered: dict[tuple[int, str], tuple[bytes, Stage]] = {}
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ class Worker:
             case Claim():
                 return self._to_coordinator(self._inbox.deliver(sender, message))
             case StateTransfer():
-                return self._adopt(message)
+                return self._adopt(sender, message)
             case Supply() | SendState() if sender in (COORDINATOR, REFEREE):
                 return self._send(message)
             case TiedGradient() | TiedWeight() if sender == self.name:
@@ -110,24 +111,34 @@ class Worker:
     def _begin(self, message: BeginStep) -> list[Envelope]:
         self._route = message.route
         held = dict(message.route.seats_of(self.name))
+        told = self._install(held, message.digests)
         self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
         self._inbox.begin(message.step, message.attempt)
-        sealed = [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
+        told += [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
         for stage, seat in self.seats.items():
             seat.role = held[stage]
             seat.begin(message.step, message.attempt, message.route)
-        return sealed
+        return told
 
-    def _adopt(self, message: StateTransfer) -> list[Envelope]:
-        """Take a seat. Any sender will do: the coordinator compares the digest with the sealed one before it counts."""
+    def _adopt(self, sender: str, message: StateTransfer) -> list[Envelope]:
+        """Take a state and show its digest. Nobody is believed: it becomes a seat only if the digest is the sealed one."""
         if message.role is None:
             return []
         state = message.state
         seat = Stage(self.name, self._execution(state.stage), message.role, self._terms, self._batch)
-        shared = seat.load(state)
-        self.seats[state.stage] = seat
-        adopted = StateAdopted(state.stage, state.version, message.role, state_digest(seat.state()))
-        return [*shared, Envelope(self.name, COORDINATOR, adopted)]
+        seat.load(state)
+        digest = state_digest(seat.state())
+        self._delivered[(state.stage, sender)] = (digest, seat)
+        return [Envelope(self.name, COORDINATOR, StateAdopted(state.stage, state.version, message.role, digest))]
+
+    def _install(self, held: Mapping[int, Role], digests: Sequence[bytes]) -> list[Envelope]:
+        told = []
+        for (stage, _), (digest, seat) in self._delivered.items():
+            if stage in held and digest == digests[stage]:
+                self.seats[stage] = seat
+                told += seat.share_tied()
+        self._delivered.clear()
+        return told
 
     def _send(self, message: Supply | SendState) -> list[Envelope]:
         if isinstance(message, SendState):

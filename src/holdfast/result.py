@@ -1,0 +1,107 @@
+"""What a run comes to: the numbers of `train --json`, counted from its events and held against what really was forged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from holdfast.claim import ClaimKey
+from holdfast.event import Alert, ClaimReplaced, Event, Ruling, StagesSkipped, StepRestarted, StepSealed
+
+
+class GroundTruth(Protocol):
+    """What only the edge knows: which claims were really forged, and whether an alert has a lie behind it."""
+
+    @property
+    def keys(self) -> Collection[ClaimKey]: ...
+
+    def explains(self, key: ClaimKey) -> bool: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The fields of `train --json`; all counts are of claims.
+
+    `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them.
+    Perplexity and losses are of tokens in nats; `weights_digest` is defined in `holdfast.digest`. `certified` says that every
+    step that is left in the weights was checked.
+    """
+
+    run_id: str
+    steps: int
+    tokens: int
+    seconds: float
+    virtual_seconds: float
+    tokens_per_second: float
+    train_loss: float
+    validation_perplexity: float
+    validation_bits_per_byte: float
+    weights_digest: str
+    attacked_claims: int
+    detected: int
+    missed: int
+    false_alarms: int
+    alerts: int
+    blamed_stages: dict[str, int]
+    blamed_workers: dict[str, int]
+    steps_restarted: int
+    stages_skipped: int
+    claims_replaced: int
+    rollbacks: int
+    bytes_sent: int
+    verify_seconds: float
+    referee_seconds: float
+    certified: bool
+    interrupted: bool
+    out: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite (a poisoned run) becomes null, as JSON has no word for it."""
+        values = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+@dataclass
+class Counts:
+    """Counts the events of a run as they come."""
+
+    alerted: dict[ClaimKey, str] = field(default_factory=dict)
+    blamed_stages: Counter[str] = field(default_factory=Counter)
+    blamed_workers: Counter[str] = field(default_factory=Counter)
+    sealed: dict[int, int] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    steps_restarted: int = 0
+    stages_skipped: int = 0
+    claims_replaced: int = 0
+
+    def __call__(self, event: Event, _seconds: float) -> None:
+        match event:
+            case Alert(key, reason):
+                self.alerted.setdefault(key, reason)
+            case Ruling(_, culprits, stage):
+                for worker in culprits:
+                    self.blamed_workers[worker] += 1
+                    self.blamed_stages[str(stage)] += 1
+            case StepRestarted():
+                self.steps_restarted += 1
+            case StagesSkipped():
+                self.stages_skipped += len(event.bypassed)
+            case ClaimReplaced():
+                self.claims_replaced += 1
+            case StepSealed(step, attempt, loss):
+                self.sealed[step] = attempt
+                self.losses[step] = loss
+
+    def missed(self, forged: Collection[ClaimKey]) -> int:
+        """Forged claims of attempts that were sealed, without an alert: they are in the weights."""
+        return sum(self.sealed.get(key.step) == key.attempt and key not in self.alerted for key in forged)
+
+    def detected(self, forged: Collection[ClaimKey]) -> int:
+        return sum(key in self.alerted for key in forged)
+
+    def false_alarms(self, truth: GroundTruth | None) -> int:
+        return sum(truth is None or not truth.explains(key) for key in self.alerted)
