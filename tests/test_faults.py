@@ -53,7 +53,7 @@ def actor(faults, name="w2", *, begun=True, route=ROUTE):
 
 
 def begin(step, route=ROUTE, attempt=0):
-    return Envelope("coordinator", "w2", BeginStep(step, attempt, step, route))
+    return Envelope("coordinator", "w2", BeginStep(step, attempt, step, route, ()))
 
 
 def numbers(envelopes):

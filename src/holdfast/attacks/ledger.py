@@ -45,7 +45,7 @@ class Ledger:
         self.taints.append(Taint(worker, stage, step, weights))
 
     def heal(self, worker: str, stage: int, version: int) -> None:
-        """`worker` was given a state of `stage`: whatever it had spoilt is overwritten."""
+        """`worker` holds another state of `stage` from `version` on, or none: what it had spoilt is gone."""
         self.taints = [
             replace(taint, healed=version) if (taint.worker, taint.stage, taint.healed) == (worker, stage, None) else taint
             for taint in self.taints

@@ -56,7 +56,10 @@ class Backstage:
         return consumers[1] if len(consumers) > 1 else None
 
     def _consumers(self) -> tuple[str, ...]:
-        return () if self.route is None else self.route.consumers(self.key.direction, self.key.stage)
+        if self.route is None:
+            return ()
+        consumers = self.route.consumers(self.key.direction, self.key.stage)
+        return consumers if self.route.jump else consumers[:1]
 
 
 class Lie(Misconduct, ABC):

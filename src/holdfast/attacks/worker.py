@@ -21,7 +21,7 @@ from holdfast.attacks.ledger import Ledger
 from holdfast.attacks.lie import Backstage, header_of, lie_of
 from holdfast.claim import Claim, ClaimKey, Direction, Header
 from holdfast.digest import tensor_digest
-from holdfast.message import Actor, BeginStep, Envelope, NewRoute, StateTransfer, Work
+from holdfast.message import Actor, BeginStep, Envelope, NewRoute, Work
 from holdfast.route import Route
 
 
@@ -53,13 +53,17 @@ class DishonestWorker:
         message = envelope.message
         if isinstance(message, (BeginStep, NewRoute)):
             self._route = message.route
+        if isinstance(message, Claim):
+            self._remember(message)
         if isinstance(message, BeginStep):
             self._forget(message.step, message.attempt)
-        elif isinstance(message, StateTransfer):
-            self._ledger.heal(self.name, message.state.stage, message.state.version)
-        elif isinstance(message, Claim):
-            self._remember(message)
-        return self._outgoing(self._inner.receive(envelope))
+        before = self._executions() if isinstance(message, BeginStep) else {}
+        sent = self._inner.receive(envelope)
+        if isinstance(message, BeginStep):
+            now = self._executions()
+            for stage in [stage for stage, execution in before.items() if now.get(stage) is not execution]:
+                self._ledger.heal(self.name, stage, message.version)
+        return self._outgoing(sent)
 
     def next_work(self, device: int) -> Work | None:
         return self._inner.next_work(device)
@@ -100,8 +104,7 @@ class DishonestWorker:
     def _backstage(self, key: ClaimKey, header: Header | None = None, claim: Claim | None = None) -> Backstage:
         inputs = self._inputs(key, header)
         seed = self._campaign.generator_seed(key)
-        seat = getattr(self._inner, "seats", {}).get(key.stage)
-        execution = None if seat is None else seat.execution
+        execution = self._executions().get(key.stage)
         scene = Scene(
             key,
             self.name,
@@ -111,6 +114,9 @@ class DishonestWorker:
             self._memory.setdefault(key.stage, {}),
         )
         return Backstage(scene, self._route, execution, self._ledger, None if claim is None else claim.tensor)
+
+    def _executions(self) -> dict[int, Any]:
+        return {stage: seat.execution for stage, seat in getattr(self._inner, "seats", {}).items()}
 
     # -- what it has seen --------------------------------------------------------------------------------------------
 
