@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config import parse_spec
-from holdfast.errors import CheckpointError, ConfigError, PartitionError, SetupError, UsageError
-from holdfast.partition.shards import Files
+from holdfast.errors import CheckpointError, ConfigError, PartitionError, SetupError
+from holdfast.partition.shards import SINGLE, SUMS, Files
 from holdfast.partition.skeleton import prepare_config
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class HubFiles:
     revision: str | None = None
 
     def find(self, filename: str) -> Path | None:
+        from huggingface_hub import is_offline_mode
         from huggingface_hub.errors import HfHubHTTPError
         from transformers.utils import cached_file
 
@@ -78,6 +81,11 @@ class HubFiles:
                 f"cannot fetch {filename} of {self.name!r} from the hub: {str(error).splitlines()[0]} "
                 "Check the name and the connection, or give a directory that holds the model"
             ) from error
+        if found is None and filename not in (SINGLE, SUMS) and is_offline_mode():
+            raise SetupError(
+                f"cannot fetch {filename} of {self.name!r}: the hub is switched off (HF_HUB_OFFLINE) and the file is not in "
+                "the cache; allow the connection once, or give a directory that holds the model"
+            )
         return Path(found) if found is not None else None
 
 
@@ -96,7 +104,7 @@ def describe(
     """
     kind, colon, _ = name.partition(":")
     if colon and kind in _SCRATCH:
-        config = _from_spec(name.rstrip(":") if name.endswith(":") else name, vocabulary, positions)
+        config = _from_spec(name, vocabulary, positions)
         source = ModelSource(name, prepare_config(config, attention, dropout))
     else:
         files = _files(name)
@@ -131,7 +139,7 @@ def _files(name: str) -> LocalFiles | HubFiles:
             f"(kinds: {', '.join(_SCRATCH)})"
         )
     hub = HubFiles(name)
-    config = hub.find("config.json")
+    config = hub.find(CONFIG)
     if config is None:
         raise SetupError(f"{name!r} on the hub holds no config.json; it is not a model of the library")
     commit = re.search(r"/snapshots/([0-9a-f]{40})/", config.as_posix())
@@ -147,7 +155,7 @@ def read_config(files: Files) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    path = files.find("config.json")
+    path = files.find(CONFIG)
     if path is None:
         raise CheckpointError(f"{files.name} holds no config.json; a Hugging Face model directory is needed")
     try:
@@ -195,7 +203,9 @@ _NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_t
 
 
 def _from_spec(text: str, vocabulary: int | None, positions: int | None) -> Any:
-    kind, given = parse_spec(text)
+    kind, given = parse_spec(text.rstrip(":"))
+    if kind not in _SCRATCH:
+        raise ConfigError(f"{text!r}: expected param=value after the kind, for example gpt2:layers=6,width=64,heads=4")
     known = (*_INTEGERS, *_FLAGS)
     for key, value in given.items():
         if key not in known:
@@ -292,9 +302,3 @@ _SCRATCH: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qwen3": _qwen3,
 }
 SCRATCH_KINDS = tuple(_SCRATCH)
-
-
-def require_usable(source: ModelSource) -> None:
-    """Raise UsageError where a source cannot be trained at all (no parameters to speak of)."""
-    if source.config.vocab_size < 2:
-        raise UsageError(f"{source.name} has a vocabulary of {source.config.vocab_size}; at least 2 tokens are needed")
