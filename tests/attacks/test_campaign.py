@@ -101,12 +101,15 @@ def test_from_config_fills_in_stages_and_seed():
         ({"stages": (5,)}, 6, "names stage 5; attackable are stages 1 to 4"),
         ({"stages": (0,)}, 6, "names stage 0"),
         ({}, 2, "no stage to strike; attackable are none with 2 stages"),
+        ({"worker": "initiator"}, 6, "names worker 'initiator'; untrusted are w1, w2"),
         ({"micro_batches": (4,)}, 6, "names micro-batch 4; there are 0 to 3"),
     ],
 )
 def test_a_campaign_that_could_not_strike_is_refused(changes, stages, message):
     with pytest.raises(ConfigError, match=message):
-        Campaign.from_config(AttackConfig(spec="sign-flip", **changes), stages=stages, seed=0, micro_batches=4)
+        Campaign.from_config(
+            AttackConfig(spec="sign-flip", **changes), stages=stages, seed=0, micro_batches=4, workers=("w1", "w2")
+        )
 
 
 def test_bad_numbers_are_refused():

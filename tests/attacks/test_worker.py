@@ -395,3 +395,15 @@ def test_a_new_state_in_a_seat_heals():
 
     dishonest(ledger=ledger, inner=Reseated())
     assert [(taint.stage, taint.healed) for taint in ledger.taints] == [(1, 0), (2, None)]
+
+
+def test_a_worker_built_anew_holds_nothing_spoilt():
+    ledger = Ledger()
+    ledger.taint("w2", 2, 7, weights=True)
+    fresh = ScriptedWorker()
+    fresh.seats = {}
+    worker = DishonestWorker(fresh, resolve_attack("zeros"), Campaign((2,)), ledger)
+    worker.receive(Envelope("coordinator", "w2", BeginStep(5, 0, 5, ROUTE, ())))
+    assert ledger.taints[0].healed == 7
+    assert ledger.explains(key(step=7))
+    assert not ledger.explains(key(step=8))

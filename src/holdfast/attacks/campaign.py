@@ -13,6 +13,7 @@ It is a pure function of (seed, step): neither the schedule, nor the order of de
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,11 +77,19 @@ class Campaign:
 
     @classmethod
     def from_config(
-        cls, config: AttackConfig, *, stages: int, seed: int, index: int = 0, micro_batches: int | None = None
+        cls,
+        config: AttackConfig,
+        *,
+        stages: int,
+        seed: int,
+        index: int = 0,
+        micro_batches: int | None = None,
+        workers: Collection[str] = (),
     ) -> Campaign:
         """The campaign of the `index`-th attack of a run of `stages` stages and `micro_batches` a step, with the run's `seed`.
 
-        Raises ConfigError for a stage that belongs to the initiator or does not exist, and for such a micro-batch.
+        Raises ConfigError for a stage that belongs to the initiator or does not exist, for such a micro-batch, and for a
+        worker that is none of the untrusted `workers` (where they are given).
         """
         attackable = range(1, stages - 1)
         chosen = tuple(config.stages) if config.stages is not None else tuple(attackable)
@@ -93,6 +102,8 @@ class Campaign:
             if micro_batch < 0 or (micro_batches is not None and micro_batch >= micro_batches):
                 known = "0 and up" if micro_batches is None else f"0 to {micro_batches - 1}"
                 raise ConfigError(f"attack {config.spec!r} names micro-batch {micro_batch}; there are {known}")
+        if config.worker is not None and workers and config.worker not in workers:
+            raise ConfigError(f"attack {config.spec!r} names worker {config.worker!r}; untrusted are {', '.join(workers)}")
         return cls(
             stages=chosen,
             rate=config.rate,

@@ -47,9 +47,15 @@ class Ledger:
     def heal(self, worker: str, stage: int, version: int) -> None:
         """`worker` holds another state of `stage` from `version` on, or none: what it had spoilt is gone."""
         self.taints = [
-            replace(taint, healed=version) if (taint.worker, taint.stage, taint.healed) == (worker, stage, None) else taint
+            replace(taint, healed=max(version, taint.step))
+            if (taint.worker, taint.stage, taint.healed) == (worker, stage, None)
+            else taint
             for taint in self.taints
         ]
+
+    def tainted_stages(self, worker: str) -> frozenset[int]:
+        """The stages whose state `worker` has spoilt and still holds."""
+        return frozenset(taint.stage for taint in self.taints if (taint.worker, taint.healed) == (worker, None))
 
     def retry(self, worker: str, step: int) -> None:
         """`step` starts again: its gradient and an update of it that was never sealed are dropped, so they spoil no more."""

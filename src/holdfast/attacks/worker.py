@@ -9,7 +9,7 @@ No line of the honest runtime knows of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,12 +57,10 @@ class DishonestWorker:
             self._remember(message)
         if isinstance(message, BeginStep):
             self._forget(message.step, message.attempt)
-        before = self._executions() if isinstance(message, BeginStep) else {}
+        held = self._executions()
         sent = self._inner.receive(envelope)
         if isinstance(message, BeginStep):
-            now = self._executions()
-            for stage in [stage for stage, execution in before.items() if now.get(stage) is not execution]:
-                self._ledger.heal(self.name, stage, message.version)
+            self._heal(held, message.version)
         return self._outgoing(sent)
 
     def next_work(self, device: int) -> Work | None:
@@ -124,6 +122,13 @@ class DishonestWorker:
         self._seen = {key: seen for key, seen in self._seen.items() if (key.step, key.attempt) >= (step, attempt)}
         if attempt > 0:
             self._ledger.retry(self.name, step)
+
+    def _heal(self, held: Mapping[int, Any], version: int) -> None:
+        """A spoilt stage is sound again once another state sits there (or a rollback has built this worker anew)."""
+        now = self._executions()
+        for stage in self._ledger.tainted_stages(self.name):
+            if held.get(stage) is None or now.get(stage) is not held[stage]:
+                self._ledger.heal(self.name, stage, version)
 
     def _remember(self, claim: Claim) -> None:
         if self._campaign.strike(claim.header.key.step) is not None:
