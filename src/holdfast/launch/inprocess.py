@@ -75,7 +75,7 @@ class Hooks:
 class InProcess:
     """The loop. `seconds_by_kind` is wall time spent in `execute`, `busy_s` virtual time of each (worker, device)."""
 
-    def __init__(self, actors: Iterable[Actor], network: Network, timing: Timing = Timing(), hooks: Hooks = Hooks()) -> None:  # noqa: B008
+    def __init__(self, actors: Iterable[Actor], network: Network, timing: Timing = Timing(), hooks: Hooks = Hooks()) -> None:
         self.seconds_by_kind: dict[str, float] = defaultdict(float)
         self.busy_s: dict[tuple[str, int], float] = defaultdict(float)
         self._members = {actor.name: _Member(actor) for actor in actors}

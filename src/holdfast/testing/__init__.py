@@ -1,5 +1,6 @@
 """The public contract suites: what an author of a part of Holdfast runs to know that the part is right."""
 
 from holdfast.testing.attack import check_attack
+from holdfast.testing.transport import check_transport
 
-__all__ = ["check_attack"]
+__all__ = ["check_attack", "check_transport"]

@@ -85,7 +85,7 @@ def encode(item: Message | Envelope, limits: Limits = DEFAULT_LIMITS) -> bytearr
         _check("bytes of a tensor", part.nbytes, limits.max_tensor_bytes)
         begin = _aligned(end)
         end = begin + part.nbytes
-        view[begin:end] = _octets(part.detach().contiguous())
+        view[begin:end] = _octets(part)
     return frame
 
 
@@ -157,8 +157,10 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _octets(tensor: Tensor) -> Any:
-    """The bytes of a contiguous tensor as a numpy array; shares memory if it lies on the CPU."""
-    return tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+    """The bytes of a tensor, row-major, as a numpy array; shares the memory of a contiguous one on the CPU."""
+    dense = tensor.detach().cpu().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # a dimension of size 1 may keep an odd stride, which view() refuses
+    return flat.view(torch.uint8).numpy()
 
 
 def _aligned(offset: int) -> int:
