@@ -1,0 +1,163 @@
+"""The checks of `holdfast doctor`, one function each: what was looked at, whether it is as it must be, and the facts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from holdfast.errors import HoldfastError
+
+LEAST_DISK_BYTES = 2**30
+LEAST_MEMORY_BYTES = 2**30
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`passed` is None where there is nothing to pass: a fact for whoever reads a report of trouble."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def examine(model: str) -> Iterator[Check]:
+    """Every check in turn, each as soon as it is known; a check that raises counts as failed."""
+    yield _python()
+    yield from _packages()
+    yield _threads()
+    checks: dict[str, Callable[[], str]] = {
+        "same product twice": _same_product_twice,
+        "same stage twice": lambda: _same_stage_twice(model),
+        "split equals whole": lambda: _self_test(model),
+        "memory": _memory,
+        "disk": _disk,
+    }
+    for name, check in checks.items():
+        yield _guarded(name, check)
+    yield from _data()
+
+
+def _guarded(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (HoldfastError, RuntimeError, OSError, ImportError) as error:
+        return Check(name, False, str(error))
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    return Check("python", sys.version_info >= (3, 11), f"{found} on {platform.platform()}; needed: 3.11 or later")
+
+
+def _packages() -> Iterator[Check]:
+    """Each required package against the range in this installation's metadata; extras are facts."""
+    from packaging.requirements import Requirement
+
+    for text in requires("holdfast") or ():
+        requirement = Requirement(text)
+        optional = requirement.marker is not None and "extra" in str(requirement.marker)
+        if optional and ("dev" in str(requirement.marker) or requirement.name == "holdfast"):
+            continue
+        needed = str(requirement.specifier) or "any version"
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Check(
+                requirement.name,
+                None if optional else False,
+                f"not installed; {'optional' if optional else 'needed'}: {needed}",
+            )
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        yield Check(requirement.name, fits, f"{found}; {'optional' if optional else 'needed'}: {needed}")
+
+
+def _threads() -> Check:
+    import torch
+
+    said = os.environ.get("OMP_NUM_THREADS", "not set")
+    return Check(
+        "threads",
+        None,
+        f"{os.cpu_count()} cores, torch would use {torch.get_num_threads()}, OMP_NUM_THREADS {said}; a run uses 1",
+    )
+
+
+def _same_product_twice() -> str:
+    import torch
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    if (left @ right).numpy().tobytes() != (left @ right).numpy().tobytes():
+        raise RuntimeError("the same matrix product gave different bits; digests cannot be compared on this machine")
+    return "one matrix product, equal bits"
+
+
+def _same_stage_twice(model: str) -> str:
+    import torch
+
+    from holdfast.partition import StageModule, describe, initial_weights, make_plan
+
+    source = describe(model)
+    plan = make_plan(source.config, 3)
+    seen = set()
+    for _ in range(2):
+        stage = StageModule(source.config, plan, 1)
+        stage.load_weights(initial_weights(source, plan, 1, seed=0))
+        hidden = torch.randn(2, 16, plan.width, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = stage(hidden)
+        output.backward(torch.ones_like(output))
+        tensors = [output.detach(), hidden.grad, *(p.grad for _, p in stage.named_owned_parameters())]
+        seen.add(b"".join(tensor.numpy().tobytes() for tensor in tensors if tensor is not None))
+    if len(seen) != 1:
+        raise RuntimeError("the same stage gave different bits on the same input; shadows would accuse honest workers here")
+    return f"a stage of {model} forward and backward, equal bits"
+
+
+def _self_test(model: str) -> str:
+    from holdfast.partition import describe
+    from holdfast.partition.selftest import self_test
+
+    return str(self_test(describe(model)))
+
+
+def _memory() -> str:
+    from holdfast.partition.memory import available_memory
+
+    free = available_memory()
+    if free is None:
+        return "this system does not say how much is free"
+    if free < LEAST_MEMORY_BYTES:
+        raise RuntimeError(f"{free / GIB:.1f} GiB free; a small run needs about 1 GiB")
+    return f"{free / GIB:.1f} GiB free"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free
+    if free < LEAST_DISK_BYTES:
+        raise RuntimeError(f"{free / GIB:.1f} GiB free in {Path.cwd()}; checkpoints of a small run need about 1 GiB")
+    return f"{free / GIB:.1f} GiB free in {Path.cwd()}"
+
+
+def _data() -> Iterator[Check]:
+    from holdfast.data import load_corpus
+
+    yield _guarded("data: embedded", lambda: f"sha256 {load_corpus('embedded').sha256[:12]}")
+    for name, folder in _folders():
+        where = f"found in {folder}" if folder is not None else "no local folder; --data would fetch it from the hub"
+        yield Check(f"data: {name}", None, where)
+
+
+def _folders() -> Iterator[tuple[str, Path | None]]:
+    from holdfast.data.corpus import FOLDERS, _local_folder
+
+    for name, folder in FOLDERS.items():
+        yield name, _local_folder(folder)

@@ -1,0 +1,44 @@
+"""Options out of the table of settings: a command gets one option a setting without spelling thirty arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.settings import SETTINGS, Setting
+
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Tell every alert, ruling and change of the route.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def with_settings(command: Callable[..., None], settings: Sequence[Setting] = SETTINGS) -> Callable[..., None]:
+    """`command` with its `**settings` spelled out as options, so that help and completion know them.
+
+    What was not given arrives as None, so that a file's value stands.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(setting))
+        for setting in settings
+    ]
+    names = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+
+    def run(**values: Any) -> None:
+        command(**values)
+
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    signature = inspect.Signature([*names, *added])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    return run
+
+
+def _annotation(setting: Setting) -> Any:
+    kind: Any = list[setting.kind] if setting.many else setting.kind  # type: ignore[name-defined]
+    spelling = f"{setting.option}/--no-{setting.option[2:]}" if setting.kind is bool else setting.option
+    metavar = None if setting.kind is bool else {"int": "N", "float": "X", "str": "TEXT"}[setting.kind.__name__]
+    return Annotated[kind | None, typer.Option(spelling, help=setting.help, metavar=metavar, show_default=False)]

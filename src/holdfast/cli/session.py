@@ -1,0 +1,73 @@
+"""What every command that trains needs: progress on stderr, a first Ctrl-C that stops cleanly, the result on stdout."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from holdfast.config import RunConfig
+    from holdfast.result import RunResult
+
+INTERRUPTED = 130
+
+
+def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False) -> RunResult:
+    """One run with progress on stderr; stopped by Ctrl-C, it writes its checkpoint and leaves with exit code 130."""
+    from holdfast.experiment import Experiment
+    from holdfast.report import open_progress
+
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
+        observer = progress.observer("", config.training.steps)
+        experiment = Experiment(config, observers=(observer,), resume=resume, command=("holdfast", *sys.argv[1:]))
+        with first_interrupt_calls(experiment.stop) as interrupted:
+            result = experiment.run()
+    if interrupted():
+        print(f"stopped; go on with: holdfast train --resume {config.output.dir}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    return result
+
+
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """The result for people, or as one JSON object on the last line."""
+    record = result.to_json()
+    if as_json:
+        print(json.dumps(record, allow_nan=False))
+        return
+    shown = {key: value for key, value in record.items() if value not in (None, {}, [])}
+    width = max(len(key) for key in shown)
+    for key, value in shown.items():
+        print(f"{key.replace('_', ' '):<{width}}  {_told(value)}")
+
+
+@contextmanager
+def first_interrupt_calls(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """While open, the first Ctrl-C calls `stop`, the second interrupts; yields a function that says whether one came."""
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _told(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items())
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,76 @@
+"""`holdfast train`: one run, from a TOML file, options and assignments, in this order of growing weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli.options import JSON, QUIET, VERBOSE, with_settings
+
+if TYPE_CHECKING:
+    from holdfast.config import RunConfig
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train", rich_help_panel="Runs")(with_settings(train))
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", help="Settings as a TOML file.")] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", metavar="NAME[,p=v...]", help="An attack by name or as file.py:Class; repeatable."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option("--rate", metavar="X", help="Probability of a strike in a step.")] = None,
+    attack_stages: Annotated[str | None, typer.Option("--attack-stages", metavar="1-4", help="Stages that may lie.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the run in DIR from its last checkpoint.")
+    ] = None,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    **settings: Any,
+) -> None:
+    """Train a model in one run, with or without attackers."""
+    from holdfast.cli.session import run_experiment, show_result
+
+    tables = _tables(config, resume, settings, attack or [], rate, attack_stages)
+    resolved = _resolve(tables, assign or [])
+    result = run_experiment(resolved, resume=resume, quiet=quiet, verbose=verbose)
+    show_result(result, as_json=as_json)
+
+
+def _tables(
+    config: Path | None,
+    resume: Path | None,
+    settings: dict[str, Any],
+    attack: list[str],
+    rate: float | None,
+    attack_stages: str | None,
+) -> dict[str, Any]:
+    from holdfast.config import read_toml
+    from holdfast.errors import ConfigError
+    from holdfast.settings import add_attacks, merge
+
+    if config is not None and resume is not None:
+        raise ConfigError(f"got both {config} and --resume {resume}; a resumed run has its settings in {resume}/config.toml")
+    source = resume / "config.toml" if resume is not None else config
+    tables = merge(read_toml(source) if source is not None else {}, settings)
+    if resume is not None:
+        tables = merge(tables, {"out": str(resume)})
+    return add_attacks(tables, attack, rate, attack_stages)
+
+
+def _resolve(tables: dict[str, Any], assignments: list[str]) -> RunConfig:
+    from holdfast.config import assign, resolve
+    from holdfast.presets import default_out
+
+    resolved = resolve(assign(tables, assignments))
+    if resolved.output.dir is None:
+        resolved = resolved.model_copy(update={"output": resolved.output.model_copy(update={"dir": default_out()})})
+    return resolved

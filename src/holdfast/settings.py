@@ -1,0 +1,180 @@
+"""Short names of the settings that people change most: `--seq-length 64` and `seq_length=64` both mean `data.sequence_length`.
+
+One table serves the options of `holdfast train` and the keyword arguments of `Experiment`; everything else is reached by
+`--set section.key=value`, by a TOML file, or by a section as a mapping (`optimizer={"beta2": 0.95}`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from holdfast.config import RunConfig
+
+SECTIONS = ("model", "data", "pipeline", "optimizer", "training", "defence", "attack", "cluster", "output", "faults")
+CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches", "worker")
+"""The parameters after an attack's name that belong to its campaign, not to the attack."""
+
+NOT_IN_THIS_VERSION = {
+    "engine": {"processes": "one process a worker", "ray": "a Ray cluster"},
+    "defence": {"spot-check": "spot checks", "statistics": "statistics of traffic"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """`name` in Python, `--name` with dashes on the command line, `path` in the tables of the configuration."""
+
+    name: str
+    path: str
+    kind: type
+    help: str
+    panel: str
+    many: bool = False
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "model", "model.name", str, "gpt2:layers=6,width=64,... from scratch; or a directory or hub name", "Model and data"
+    ),
+    Setting("dtype", "model.dtype", str, "float32 or bfloat16", "Model and data"),
+    Setting("device", "model.device", str, "cpu, cuda, ...", "Model and data"),
+    Setting("dropout", "model.dropout", float, "dropout probability", "Model and data"),
+    Setting("lora_rank", "model.lora_rank", int, "train adapters of this rank (0: all weights)", "Model and data"),
+    Setting("lora_alpha", "model.lora_alpha", float, "scale of the adapters", "Model and data"),
+    Setting("lora_target", "model.lora_targets", str, "name of a layer to adapt; repeatable", "Model and data", many=True),
+    Setting("data", "data.name", str, "embedded, wikitext2, arxiv, openwebtext, a file or a folder", "Model and data"),
+    Setting("seq_length", "data.sequence_length", int, "tokens in a sequence", "Model and data"),
+    Setting("tokenizer", "data.tokenizer", str, "a tokenizer's directory", "Model and data"),
+    Setting("vocabulary", "data.vocabulary", int, "tokens of a tokenizer trained here", "Model and data"),
+    Setting("stages", "pipeline.stages", int, "stages K of the pipeline", "Pipeline"),
+    Setting("micro_batches", "pipeline.micro_batches", int, "micro-batches M in a step", "Pipeline"),
+    Setting("micro_batch_size", "pipeline.micro_batch_size", int, "sequences B in a micro-batch", "Pipeline"),
+    Setting("schedule", "pipeline.schedule", str, "gpipe or 1f1b", "Pipeline"),
+    Setting("engine", "pipeline.engine", str, "memory (processes and ray: later versions)", "Pipeline"),
+    Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
+    Setting("steps", "training.steps", int, "optimizer steps", "Training"),
+    Setting("learning_rate", "optimizer.learning_rate", float, "peak learning rate", "Training"),
+    Setting("warmup_steps", "optimizer.warmup_steps", int, "steps of warm-up", "Training"),
+    Setting("weight_decay", "optimizer.weight_decay", float, "decoupled weight decay", "Training"),
+    Setting("clip_norm", "optimizer.clip_norm", float, "largest global gradient norm (0: no clipping)", "Training"),
+    Setting("seed", "training.seed", int, "the seed that all others follow from", "Training"),
+    Setting("evaluate_every", "training.evaluate_every", int, "steps between evaluations (0: at the end)", "Training"),
+    Setting("defence", "defence.name", str, "none, duplicate or duplicate-only", "Defence"),
+    Setting("on_alert", "defence.on_alert", str, "restart, relay, skip or replace", "Defence"),
+    Setting("ban_policy", "defence.ban_policy", str, "never, quarantine or ban", "Defence"),
+    Setting("fault", "faults", str, 'a fault, for example "crash stage=2 step=7"; repeatable', "Attack and faults", many=True),
+    Setting("out", "output.dir", str, "directory of the result", "Output"),
+    Setting("checkpoint_every", "output.checkpoint_every", int, "steps between checkpoints (0: at the end)", "Output"),
+    Setting("keep", "output.keep", int, "checkpoints to keep", "Output"),
+    Setting("report_to", "output.report_to", str, "tensorboard; repeatable", "Output", many=True),
+)
+
+
+def merge(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tables` with short names and whole sections put in their places; None counts as not given.
+
+    >>> merge({"training": {"steps": 9, "seed": 1}}, {"steps": 5, "defence": "none", "optimizer": {"beta2": 0.95}})
+    {'training': {'steps': 5, 'seed': 1}, 'defence': {'name': 'none'}, 'optimizer': {'beta2': 0.95}}
+    """
+    known = {setting.name: setting for setting in SETTINGS}
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    for name, value in settings.items():
+        if value is None or (name in known and known[name].many and not value):
+            continue
+        if name in SECTIONS and (isinstance(value, Mapping) or name in ("attack", "faults")):
+            result[name] = {**result.get(name, {}), **value} if isinstance(value, Mapping) else value
+        elif name in known:
+            _place(result, known[name], value)
+        else:
+            close = difflib.get_close_matches(name, [*known, *SECTIONS], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"unknown setting {name!r}{hint} known: {', '.join(known)}, or a section: {', '.join(SECTIONS)}")
+    return result
+
+
+def split_attack(spec: str) -> dict[str, Any]:
+    """The table of one attack from `name,param=value,...`, where campaign parameters may stand among its own.
+
+    >>> split_attack("scale,factor=10,rate=0.7,stages=1-3")
+    {'spec': 'scale,factor=10', 'rate': 0.7, 'stages': (1, 2, 3)}
+    """
+    from holdfast.config import parse_spec
+
+    _, parameters = parse_spec(spec)
+    name, *pairs = spec.split(",")
+    own = [pair for pair in pairs if _key(pair) not in CAMPAIGN]
+    table: dict[str, Any] = {"spec": ",".join([name.strip(), *own])}
+    for key in CAMPAIGN:
+        if key in parameters:
+            several = key in ("stages", "micro_batches")
+            table[key] = numbers(str(parameters[key]), f"{key} of attack {name!r}") if several else parameters[key]
+    return table
+
+
+def numbers(text: str, what: str) -> tuple[int, ...]:
+    """Whole numbers and ranges: `2`, `1-4`, `1,3` or `1+3-4`.
+
+    >>> numbers("1-2,4", "stages")
+    (1, 2, 4)
+    """
+    found: list[int] = []
+    for part in re.split(r"[,+]", text):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+            raise ConfigError(f"{what}: expected numbers such as 2, 1-4 or 1+3, got {text!r}")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(found))
+
+
+def add_attacks(
+    tables: Mapping[str, Any], specs: Sequence[str], rate: float | None = None, stages: str | None = None
+) -> dict[str, Any]:
+    """Attacks named on the command line replace those of the file; `rate` and `stages` apply to whichever stand then."""
+    attacks: list[dict[str, Any]] = [split_attack(spec) for spec in specs] or [
+        dict(table) for table in tables.get("attack", ())
+    ]
+    if not attacks and (rate is not None or stages is not None):
+        raise ConfigError("--rate and --attack-stages say how an attack strikes, and there is none; add --attack NAME")
+    for table in attacks:
+        if rate is not None:
+            table["rate"] = rate
+        if stages is not None:
+            table["stages"] = numbers(stages, "--attack-stages")
+    return {**tables, "attack": tuple(attacks)} if attacks else dict(tables)
+
+
+def check_available(config: RunConfig) -> None:
+    """Raise ConfigError for an engine or a defence that this version names but does not have."""
+    for kind, value in (("engine", config.pipeline.engine), ("defence", config.defence_name)):
+        what = NOT_IN_THIS_VERSION[kind].get(value)
+        if what is not None:
+            instead = "memory" if kind == "engine" else "duplicate, duplicate-only or none"
+            raise ConfigError(f"{kind} {value!r} ({what}) is not in this version of Holdfast; use {instead}")
+
+
+def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:
+    if setting.many:
+        value = (value,) if isinstance(value, str) else tuple(value)
+    section, _, key = setting.path.partition(".")
+    if not key:
+        result[section] = value
+        return
+    table = result.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{section!r} is a table of settings, got {table!r}")
+    table[key] = value
+
+
+def _key(pair: str) -> str:
+    return pair.partition("=")[0].strip().replace("-", "_")

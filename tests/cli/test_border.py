@@ -1,0 +1,113 @@
+"""The border: whatever happens below it, a user sees one line and the documented exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import holdfast as package
+from holdfast.cli import doctor
+from holdfast.errors import HoldfastError, MissingExtra, NetworkError, NotEnoughMemory, PartitionError
+
+
+def test_version(holdfast) -> None:
+    outcome = holdfast("--version")
+    assert (outcome.code, outcome.out) == (0, f"holdfast {package.__version__}\n")
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "holdfast", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"holdfast {package.__version__}\n"
+
+
+def test_help_names_every_command_of_the_contract(holdfast) -> None:
+    outcome = holdfast("--help")
+    assert outcome.code == 0
+    for command in ("demo", "train", "eval", "models", "doctor", "export", "report", "new", "--install-completion"):
+        assert command in outcome.out
+
+
+def test_help_is_quick() -> None:
+    """Under 0.3 s on an idle machine; the bound here leaves room for a busy one and still fails if torch is imported."""
+    best = min(_seconds([sys.executable, "-m", "holdfast", "--help"]) for _ in range(3))
+    assert best < 0.9
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("words", [("--bogus",), ("bogus",), ("train", "--steps", "many"), ("new", "attack"), ("export", "x")])
+def test_wrong_usage_is_two(holdfast, words: tuple[str, ...]) -> None:
+    outcome = holdfast(*words)
+    assert outcome.code == 2
+    assert "rror" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+ERRORS = [
+    (HoldfastError("a finding"), 1),
+    (PartitionError("cannot be cut"), 2),
+    (NotEnoughMemory("too large"), 3),
+    (MissingExtra("peft", extra="lora", purpose="LoRA"), 3),
+    (NetworkError("no answer"), 4),
+    (ZeroDivisionError("a defect"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
+def test_errors_become_one_line_and_their_code(
+    holdfast, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(model: str) -> None:
+        raise error
+
+    monkeypatch.setattr("holdfast.cli.checkup.examine", fail)
+    outcome = holdfast("doctor")
+    assert outcome.code == code
+    assert outcome.err.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    assert (code != 1 or isinstance(error, HoldfastError)) or "--debug" in outcome.err
+    assert "Traceback" in holdfast("doctor", "--debug").err
+
+
+def test_an_interrupt_is_no_defect(holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(model: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.cli.checkup.examine", interrupt)
+    outcome = holdfast("doctor")
+    assert outcome.code != 0
+    assert "defect" not in outcome.err
+
+
+def test_debug_after_two_dashes_is_an_argument() -> None:
+    from holdfast.cli.main import _without_debug
+
+    assert _without_debug(["train", "--debug", "x"]) == (["train", "x"], True)
+    assert _without_debug(["report", "--", "--debug"]) == (["report", "--", "--debug"], False)
+
+
+def test_shell_completion_is_offered() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast"],
+        env={"_HOLDFAST_COMPLETE": "complete_bash", "COMP_WORDS": "holdfast tr", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "train" in done.stdout
+
+
+def test_a_command_is_not_run_for_its_help(holdfast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "doctor", None)
+    assert holdfast("doctor", "--help").code == 0
+    assert holdfast("train", "--help").code == 0
+    assert list(tmp_path.iterdir()) == []
