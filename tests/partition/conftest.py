@@ -59,6 +59,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", SHAPE),
     "smollm3": ("SmolLM3Config", {**SHAPE, "num_key_value_heads": 2}),
     "granite": ("GraniteConfig", {**SHAPE, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "olmo": ("OlmoConfig", SHAPE),
+    "olmo3": ("Olmo3Config", {**SHAPE, "sliding_window": 4}),
+    "phi3": ("Phi3Config", SHAPE),
+    "cohere2": ("Cohere2Config", {**SHAPE, "num_key_value_heads": 2, "sliding_window": 4}),
+    "starcoder2": ("Starcoder2Config", {**SHAPE, "num_key_value_heads": 2}),
+    "mixtral": ("MixtralConfig", {**SHAPE, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": ("Qwen3MoeConfig", {**GROUPED, **MOE}),
     "gpt_oss": ("GptOssConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
 }

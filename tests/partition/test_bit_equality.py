@@ -9,7 +9,7 @@ import torch
 
 QUICK = ("gpt2", "opt", "opt-350m", "bloom", "llama", "llama-tied", "qwen3", "qwen3-tied", "granite")
 SLOW = ("gpt2-untied", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "phi", "gpt_neox", "olmo2", "smollm3")
-SLOWER = ("qwen3_moe", "gpt_oss")
+SLOWER = ("olmo", "olmo3", "phi3", "cohere2", "starcoder2", "mixtral", "qwen3_moe", "gpt_oss")
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*SLOW, *SLOWER))]
 
 

@@ -20,7 +20,7 @@ from holdfast.partition.shrink import shrink
 QUICK = ("gpt2", "opt-350m", "bloom", "llama", "qwen3-tied")
 SLOW = (
     *("opt", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "phi", "gpt_neox"),
-    *("olmo2", "smollm3", "granite", "qwen3_moe", "gpt_oss"),
+    *("olmo", "olmo2", "olmo3", "smollm3", "granite", "phi3", "cohere2", "starcoder2", "mixtral", "qwen3_moe", "gpt_oss"),
 )
 
 

@@ -54,7 +54,14 @@ def test_weights_are_nobody_elses(tiny: ModuleType) -> None:
     assert not same(tiny, first, initial_weights(source, plan, 1, 0))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "opt-350m", "bloom", "llama", "qwen3-tied", "qwen3_moe", "gpt_oss"])
+QUICK = ["gpt2", "opt-350m", "bloom", "llama", "qwen3-tied", "qwen3_moe"]
+SLOW = [
+    *("gpt2-untied", "opt", "qwen2", "mistral", "gemma", "gemma2", "gemma3", "phi", "gpt_neox", "olmo", "olmo2", "olmo3"),
+    *("smollm3", "granite", "phi3", "cohere2", "starcoder2", "mixtral", "gpt_oss"),
+]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_saved_opens_with_the_plain_library(tiny: ModuleType, tmp_path: Path, name: str) -> None:
     """Bits survive stages -> directory -> library, and directory -> stages; experts are stored one by one and fused again."""
     config = tiny.config_of(name)
@@ -232,6 +239,28 @@ def test_an_index_that_lies(tiny: ModuleType, sharded: tuple[Path, dict[str, Ten
     source = describe(str(directory))
     with pytest.raises(CheckpointError, match=f"{wrong}: no usable tensor model.embed_tokens.weight"):
         initial_weights(source, make_plan(source.config, 2), 0, 0)
+
+
+def test_types_that_the_library_rearranges_while_loading_are_refused(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read as they stand, their weights would be silently wrong."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import Transpose, WeightConverter
+
+    source, plan, _ = saved(tiny, tmp_path, "llama")
+    turned = [WeightConverter("up_proj.weight", "up_proj.weight", operations=[Transpose()])]
+    monkeypatch.setattr(conversion_mapping, "get_checkpoint_conversion_mapping", lambda _kind: turned)
+    with pytest.raises(CheckpointError, match=r"rearranges .*by Transpose"):
+        initial_weights(source, plan, 1, 0)
+
+
+def test_a_save_over_an_older_one_leaves_no_old_shards(tiny: ModuleType, sharded: tuple[Path, dict[str, Tensor]]) -> None:
+    directory, weights = sharded
+    save_model(directory, tiny.config_of("llama"), {name: tensor * 2 for name, tensor in weights.items()})
+    assert [path.name for path in directory.glob("model*")] == ["model.safetensors"]
+    opened = AutoModelForCausalLM.from_pretrained(directory)
+    assert same(tiny, dict(opened.named_parameters()), {name: tensor * 2 for name, tensor in weights.items()})
 
 
 def test_whole_model_wants_every_tensor(tiny: ModuleType) -> None:

@@ -75,6 +75,7 @@ ROWS = {family.model_type: family for family in (GPT2, OPT, BLOOM)}
 
 TESTED = (
     "bloom",
+    "cohere2",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -84,13 +85,18 @@ TESTED = (
     "granite",
     "llama",
     "mistral",
+    "mixtral",
+    "olmo",
     "olmo2",
+    "olmo3",
     "opt",
     "phi",
+    "phi3",
     "qwen2",
     "qwen3",
     "qwen3_moe",
     "smollm3",
+    "starcoder2",
 )
 """Model types that the test suite proves bit-equal; others with a `base_model_pp_plan` are tried by the self-test at load."""
 

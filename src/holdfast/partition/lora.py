@@ -9,7 +9,6 @@ model.layers.0.self_attn.q_proj.lora_A.default.weight
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,24 +26,31 @@ _ADAPTER = "default"
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """Rank, scale and the names of the matrices to adapt (empty: the family's usual ones)."""
+    """Rank, scale and the names of the matrices to adapt (empty: the family's usual ones).
+
+    `transposed` says that the family stores them the other way round (GPT-2); `inject` finds out.
+    """
 
     rank: int
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
+    transposed: bool = False
 
     def inject(self, model: Any, family: Family) -> Lora:
         """Put adapters into `model` in place and freeze the rest; returns this with the targets that were used."""
         peft = _peft()
-        chosen = replace(self, targets=self.targets or family.adapters)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-            try:
-                device = next(model.parameters()).device
-                with torch.device(device):
-                    peft.inject_adapter_in_model(chosen.peft_config(), model)
-            except ValueError as error:
-                raise PartitionError(f"LoRA cannot adapt {', '.join(chosen.targets)} in this model: {error}") from error
+        targets = self.targets or family.adapters
+        adapted = [module for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
+        chosen = replace(self, targets=targets, transposed=any(type(module).__name__ == "Conv1D" for module in adapted))
+        parameter = next(model.parameters())
+        try:
+            with torch.device(parameter.device):
+                peft.inject_adapter_in_model(chosen.peft_config(), model)
+        except ValueError as error:
+            raise PartitionError(f"LoRA cannot adapt {', '.join(targets)} in this model: {error}") from error
+        for name, adapter in model.named_parameters():
+            if is_adapter(name):
+                adapter.data = adapter.data.to(parameter.dtype)
         return chosen
 
     def peft_config(self, base: str | None = None) -> Any:
@@ -54,6 +60,7 @@ class Lora:
             target_modules=list(self.targets),
             lora_dropout=0.0,
             bias="none",
+            fan_in_fan_out=self.transposed,
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
         )

@@ -126,27 +126,38 @@ def _find(reader: _Reader, name: str, prefix: str, aliases: Mapping[str, str]) -
     raise CheckpointError(f"{reader.files.name}: tensor {name} is in none of its {len(reader.index)} entries ({where})")
 
 
+_RENAMED = {".mlp.": ".block_sparse_moe.", "lm_head.": "embed_out."}
+"""What the library calls otherwise than the checkpoints of Mixtral and GPT-NeoX."""
+
+
 def _spellings(name: str, prefix: str, aliases: Mapping[str, str]) -> Iterator[str]:
     for spelling in (name, aliases.get(name)):
         if spelling is not None:
             yield spelling
             if spelling.startswith(f"{prefix}."):
                 yield spelling.removeprefix(f"{prefix}.")
+            for ours, theirs in _RENAMED.items():
+                if ours in spelling:
+                    yield spelling.replace(ours, theirs)
 
 
-_FUSED: dict[str, Sequence[str]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_FUSED: dict[str, Sequence[Sequence[str]]] = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+}
 
 
 def _experts(reader: _Reader, name: str) -> Tensor | None:
-    """`...experts.gate_up_proj` [E, 2F, D] from `...experts.E.gate_proj.weight` and `.up_proj.weight`, one an expert."""
+    """`...experts.gate_up_proj` [E, 2F, D] from `...experts.E.gate_proj.weight` and `.up_proj.weight` (or w1, w3)."""
     stem, dot, leaf = name.rpartition(".")
     if not dot or not stem.endswith(".experts") or leaf not in _FUSED:
         return None
-    parts = [sorted(_numbered(reader.index, stem, part)) for part in _FUSED[leaf]]
-    if not parts[0] or any([number for number, _ in part] != list(range(len(parts[0]))) for part in parts):
-        return None
-    stacked = [torch.stack([reader.read(entry) for _, entry in part]) for part in parts]
-    return stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=1)
+    for names in _FUSED[leaf]:
+        parts = [sorted(_numbered(reader.index, stem, part)) for part in names]
+        if parts[0] and all([number for number, _ in part] == list(range(len(parts[0]))) for part in parts):
+            stacked = [torch.stack([reader.read(entry) for _, entry in part]) for part in parts]
+            return stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=1)
+    return None
 
 
 def _numbered(names: Iterable[str], stem: str, part: str) -> Iterator[tuple[int, str]]:

@@ -146,7 +146,8 @@ def _files(name: str) -> LocalFiles | HubFiles:
     return HubFiles(name, commit[1] if commit else None)
 
 
-_HARMLESS = {"_name_or_path", "_num_labels", "_commit_hash", "_remove_final_layer_norm"}
+_HARMLESS = {"_name_or_path", "_num_labels", "_commit_hash"}
+_SHAPE = {"_remove_final_layer_norm", "_sliding_window_pattern"}
 _CODE = {"auto_map", "attn_implementation", "experts_implementation", "custom_pipelines", "trust_remote_code"}
 
 
@@ -178,17 +179,17 @@ def read_config(files: Files) -> Any:
 
 
 def _without_code(keys: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Refuse keys with a leading underscore (internals; one of them once ran code), drop those that choose kernels or code."""
+    """Refuse keys with a leading underscore (one of them once ran code), drop those that choose kernels or code.
+
+    The library itself writes a few: two that describe the model's shape are kept, notes of where it came from are dropped.
+    """
     kept = {}
     for key, value in keys.items():
-        if key.startswith("_"):
-            if key not in _HARMLESS or isinstance(value, (dict, list)):
-                raise CheckpointError(
-                    f"{path}: the key {key!r} begins with an underscore; remove it, such keys reach into the library"
-                )
-            if key != "_remove_final_layer_norm":
-                continue
-        if key in _CODE:
+        if key.startswith("_") and (key not in _HARMLESS | _SHAPE or isinstance(value, (dict, list))):
+            raise CheckpointError(
+                f"{path}: the key {key!r} begins with an underscore; remove it, such keys reach into the library"
+            )
+        if key in _CODE | _HARMLESS:
             continue
         kept[key] = _without_code(value, path) if isinstance(value, dict) else value
     return kept

@@ -37,11 +37,30 @@ def initial_weights(
         whole = _drawn(cast(type, type(source.config)), source.config.to_json_string(use_diff=False), seed)
         found = {name: whole[name].to(dtype, copy=True) for name in shapes}
     else:
+        _refuse_rearranged(source)
         prefix = str(skeleton(source.config).base_model_prefix)
         aliases = {plan.tied[1]: plan.tied[0]} if plan.tied is not None else {}
         found = read_tensors(source.files, shapes, prefix=prefix, aliases=aliases, dtype=dtype)
     adapters = {name: initial_adapter(name, plan.shapes[name], seed, dtype) for name in names if is_adapter(name)}
     return {name: found[name] if name in found else adapters[name] for name in names}
+
+
+_LAYOUT = {"MergeModulelist", "Concatenate", "Chunk", "SplitModulelist"}
+"""Steps of the library's loader that join or part tensors under new names: fused here, or reported missing."""
+
+
+def _refuse_rearranged(source: ModelSource) -> None:
+    """Some types are stored in another order of rows under the same name; read as they stand they would be silently wrong."""
+    from transformers import conversion_mapping
+
+    converters = conversion_mapping.get_checkpoint_conversion_mapping(source.model_type) or ()
+    other = {type(step).__name__ for converter in converters for step in getattr(converter, "operations", ())} - _LAYOUT
+    if other:
+        raise CheckpointError(
+            f"{source.name}: the library rearranges weights of type {source.model_type!r} while loading (by "
+            f"{', '.join(sorted(other))}), which cannot be done stage by stage; "
+            "models of this type can only be made from scratch"
+        )
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,6 +102,8 @@ def save_model(directory: Path | str, config: Any, weights: Mapping[str, Tensor]
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         target.mkdir(exist_ok=True)
+        for stale in (*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")):
+            stale.unlink()
         for path in sorted(Path(partial).iterdir()):
             path.replace(target / path.name)
 
