@@ -161,7 +161,7 @@ def _open(directory: str, base: str | None, sequence_length: int) -> nn.Module:
         raise CheckpointError(f"{name} lacks the weights of {sorted(loading['missing_keys'])[0]}; random ones would be scored")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.data_ptr() % 64:  # views into a mapped file; another alignment would give other bits
+            if tensor.data_ptr() % 64:  # a view into a mapped file; another alignment may give other bits
                 tensor.data = tensor.data.clone()
     opened: nn.Module = model
     return opened

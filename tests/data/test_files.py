@@ -31,6 +31,8 @@ def test_a_txt_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("one\r\n\ntwo é".encode())
     assert read_documents(path) == ["one\r\n\ntwo é"]
+    path.write_bytes(b"\xef\xbb\xbfno byte order mark")
+    assert read_documents(path) == ["no byte order mark"]
 
 
 def test_a_jsonl_file_is_one_document_a_line_even_with_unicode_line_separators(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from holdfast.data import (
@@ -55,6 +56,13 @@ def test_a_token_has_the_bytes_of_its_text(tokenizer: PreTrainedTokenizerFast) -
     assert tokens.octets[: len(spelled)].tolist() == [len(piece) for piece in spelled]
     assert tokens.octets[len(spelled)] == 0
     assert tokens.ids[len(spelled)] == tokenizer.eos_token_id
+
+
+def test_text_that_a_tokenizer_drops_is_counted() -> None:
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "[E]": 2}, unk_token="[E]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[E]")
+    assert pack_measured(["  one  two  ", "one"], tokenizer).octets.tolist() == [5, 7, 0, 3]
 
 
 def test_packing_may_stop_once_it_has_enough(tokenizer: PreTrainedTokenizerFast) -> None:

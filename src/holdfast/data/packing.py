@@ -133,6 +133,8 @@ def _octets(text: str, ends: list[int]) -> list[int]:
 
     >>> _octets("hé!", [1, 2, 2])  # two tokens share the two bytes of "é"
     [1, 2, 1]
+    >>> _octets("abc ", [2, 0, 3])  # a token that stands nowhere, and a blank that was dropped
+    [2, 0, 2]
     """
     if not ends:
         return []
