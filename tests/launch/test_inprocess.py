@@ -181,6 +181,15 @@ def test_a_death_while_receiving_ends_the_work_in_flight_too():
     assert [name for name, _ in lost] == ["a"]
 
 
+def test_who_dies_in_work_gets_nothing_from_its_start_on():
+    a = Toy("a", cost=10.0)
+    a.on_execute = dying([])
+    loop = start([a], Cluster(LINK, {("late", "a"): Link(3.0, float("inf"))}))
+    loop.inject([seal("a", 1), seal("a", 2, "late")])
+    until_quiet(loop)
+    assert [v for _, _, what, v in a.log if what == "got"] == [1]
+
+
 def test_killed_from_outside_once():
     lost, hooks = losses()
     a, b = Toy("a", ["b"], cost=10.0), Toy("b")
@@ -238,14 +247,17 @@ def test_two_stalls_in_a_row_keep_the_order():
 
 def test_a_stalled_worker_can_be_killed():
     lost, hooks = losses()
-    a = Toy("a", ["b"])
+    a, calls = Toy("a", ["b"]), []
     a.on_receive = once(WorkerStalled(10.0))
+    a.pending_events = lambda: calls.append("asked") or ()
     loop = start([a, Toy("b")], hooks=hooks)
     loop.inject([seal("a", 1), seal("a", 2)])
     loop.run_until(lambda: bool(a.log))
     loop.kill("a")
+    calls.clear()
     until_quiet(loop)
     assert len(a.log) == 1
+    assert calls == []
     assert [name for name, _ in lost] == ["a"]
 
 

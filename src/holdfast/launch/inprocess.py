@@ -210,7 +210,6 @@ class InProcess:
 
     def _die(self, member: _Member, reason: str) -> None:
         member.alive = member.frozen = False
-        member.backlog.clear()
         self._at(self._timing.detection_s, self._announce, member, reason)
 
     def _announce(self, member: _Member, reason: str) -> None:
