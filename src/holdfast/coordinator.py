@@ -97,6 +97,7 @@ class _Step:
     update: Update | None = None
     clipping: Clipping = field(default_factory=lambda: Clipping(0.0, 1.0))
     complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    unheard: set[ClaimKey] = field(default_factory=set)
     progress: int = 0
 
 
@@ -115,6 +116,7 @@ class Coordinator:
         self._events: list[Event] = []
         self._timers: list[tuple[object, float]] = []
         self._warned = False
+        self._armed = False
 
     # -- what the launcher calls -------------------------------------------------------------------------------------
 
@@ -248,7 +250,11 @@ class Coordinator:
         if now.board.post(header) is Posting.EQUIVOCATION:
             self._alert(key, "equivocation", (sender,))
             self._convict(key, (sender,), "equivocation")
-        return self._decide(key)
+        elif sender in self.membership.quarantined:
+            now.unheard.add(key)
+        envelopes = self._decide(key)
+        self._note_quarantined(key)
+        return envelopes
 
     def _decide(self, key: ClaimKey) -> list[Envelope]:
         """Rule on `key` if enough is known."""
@@ -257,7 +263,6 @@ class Coordinator:
             return self._judge(key)
         primary, shadow = now.board.header(key, Role.PRIMARY), now.board.header(key, Role.SHADOW)
         if key in now.board.accepted:
-            self._check_quarantined(key)
             return []
         if key in now.examined or (primary is None and shadow is None):
             return []
@@ -428,9 +433,12 @@ class Coordinator:
             return shadow
         return primary if shadow_is_out and not holder_is_out else None
 
-    def _check_quarantined(self, key: ClaimKey) -> None:
-        """A quarantined holder's account does not count any more, but where it differs it is on record."""
-        now = self._step
+    def _note_quarantined(self, key: ClaimKey) -> None:
+        """A quarantined holder's account does not count any more, but where it differs that is on record."""
+        now = self._now
+        if now is None or key not in now.board.accepted or key not in now.unheard:
+            return
+        now.unheard.discard(key)
         for header in now.board.headers(key):
             false = header.output != now.board.accepted[key]
             if false and header.worker in self.membership.quarantined and key not in now.findings:
@@ -484,6 +492,7 @@ class Coordinator:
 
     def on_timer(self, token: object) -> list[Envelope]:
         """No progress since the timer was set: first have everything sent again, then count the silent ones as dead."""
+        self._armed = False
         if self.idle() or self.broken:
             return []
         if token != self._pulse():
@@ -508,11 +517,22 @@ class Coordinator:
         envelopes = []
         for key in now.board.accepted:
             if key.direction in (Direction.FORWARD, Direction.BACKWARD):
-                for consumer in now.route.consumers(key.direction, key.stage):
+                for consumer in self._without_answer(key):
+                    self._alert(key, "withheld", self._narrow(key, (now.route.primaries[key.stage], consumer)))
                     envelopes += self._resupply(key, consumer, avoid=now.route.primaries[key.stage])
         for key in now.examined - now.findings.keys():
             envelopes += self._investigate(key)
         return envelopes
+
+    def _without_answer(self, key: ClaimKey) -> list[str]:
+        """Consumers of an accepted tensor that have not claimed anything made from it."""
+        now = self._step
+        forward = key.direction is Direction.FORWARD
+        neighbour = now.route.after(key.stage) if forward else now.route.before(key.stage)
+        if neighbour is None or now.route.is_trusted(neighbour):
+            return []
+        posted = {header.worker for header in now.board.headers(replace(key, stage=neighbour))}
+        return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
 
     def _silent(self) -> list[str]:
         """Untrusted workers that owe an answer, the surest first."""
@@ -525,6 +545,10 @@ class Coordinator:
         return [worker for worker in dict.fromkeys(owed) if worker not in (*self.membership.route.trusted, REFEREE)]
 
     def _arm(self) -> None:
+        """One timer at a time; one that was set before the last progress only sets the next."""
+        if self._armed:
+            return
+        self._armed = True
         self._timers.append((self._pulse(), self._policy.deadline_s))
 
     def _pulse(self) -> tuple[int, ...]:

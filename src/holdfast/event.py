@@ -42,7 +42,7 @@ class StepSealed:
 class Alert:
     """A check failed. `suspects` are stages' workers that may have lied; the referee narrows them.
 
-    `reason`: output, parent, norms, delivery, equivocation or numerics.
+    `reason`: output, parent, norms, delivery, withheld or equivocation.
     """
 
     key: ClaimKey

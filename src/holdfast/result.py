@@ -14,7 +14,7 @@ from holdfast.event import Alert, ClaimReplaced, Event, Ruling, StagesSkipped, S
 
 
 class GroundTruth(Protocol):
-    """What only the edge knows: which claims were really forged, and whether an alert has a lie behind it."""
+    """What only the cast knows: which claims were really forged, and whether an alert has a lie behind it."""
 
     @property
     def keys(self) -> Collection[ClaimKey]: ...

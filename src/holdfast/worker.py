@@ -70,6 +70,7 @@ class Worker:
         self._batch = batch
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
+        self._early: list[SendState] = []
         self._delivered: dict[tuple[int, str], tuple[bytes, Stage]] = {}
 
     # -- messages ----------------------------------------------------------------------------------------------------
@@ -102,7 +103,9 @@ class Worker:
                 self._route = route
                 return [envelope for seat in self._seated() for envelope in seat.reroute(route)]
             case Seal(version):
-                return [envelope for seat in self._seated() for envelope in seat.seal(version)]
+                told = [envelope for seat in self._seated() for envelope in seat.seal(version)]
+                early, self._early = self._early, []
+                return told + [envelope for order in early for envelope in self._send(order)]
             case Update():
                 for seat in self._seated():
                     seat.order_update(message)
@@ -143,6 +146,8 @@ class Worker:
     def _send(self, message: Supply | SendState) -> list[Envelope]:
         if isinstance(message, SendState):
             seat = self.seats.get(message.stage)
+            if seat is not None and seat.version == message.version - 1:
+                self._early.append(message)  # it overtook the seal
             if seat is None or seat.version != message.version:
                 return []
             return [Envelope(self.name, message.to, StateTransfer(seat.state(), message.role))]

@@ -1,0 +1,234 @@
+"""A cluster in one process: the initiator, the other workers, the coordinator and the referee, joined by a launcher.
+
+Built once for a run, and again after a rollback, without the workers that were lost. States enter as messages, like
+everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Protocol
+
+from holdfast import seeds
+from holdfast.claim import Role, StageState
+from holdfast.config import RunConfig
+from holdfast.coordinator import Coordinator, Policy
+from holdfast.digest import state_digest
+from holdfast.errors import FaultWindowExceeded
+from holdfast.event import Event
+from holdfast.execution import StageExecution, StepShape
+from holdfast.inbox import Boundary
+from holdfast.job import Job
+from holdfast.launch import Hooks, InProcess, Timing
+from holdfast.membership import Membership
+from holdfast.message import Actor, Envelope, StateTransfer
+from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
+from holdfast.partition import StageModule
+from holdfast.recover.relay import Relay
+from holdfast.recover.remedy import Remedy
+from holdfast.recover.replace import Replace
+from holdfast.recover.restart import Restart
+from holdfast.recover.skip import Skip
+from holdfast.referee import Referee
+from holdfast.route import Route, plain_route
+from holdfast.schedule import SCHEDULES, Action, in_flight_limit
+from holdfast.stage import Terms
+from holdfast.transport import Cluster as Described
+from holdfast.transport import Link, MemoryTransport
+from holdfast.worker import Hardware, Worker
+
+INITIATOR = "initiator"
+ARCHIVE = "archive"
+
+
+class Company(Protocol):
+    """Who plays the untrusted workers: adversaries and faults enter a run only here, as wrappers from outside."""
+
+    def play(self, actor: Actor) -> Actor: ...
+
+
+@dataclass
+class Archive:
+    """An `Actor` that collects sealed states for a checkpoint or an evaluation."""
+
+    states: dict[int, StageState] = field(default_factory=dict)
+    name: str = ARCHIVE
+    devices: int = 1
+
+    def receive(self, envelope: Envelope) -> list[Envelope]:
+        if isinstance(envelope.message, StateTransfer):
+            self.states.setdefault(envelope.message.state.stage, envelope.message.state)
+        return []
+
+    def next_work(self, device: int) -> None:
+        return None
+
+    def execute(self, work: object) -> list[Envelope]:
+        raise AssertionError("the archive computes nothing")
+
+
+def names_of_workers(stages: int) -> tuple[str, ...]:
+    """Who is primary of each stage at the start: the initiator of the first and the last, `w1`, `w2`, ... between."""
+    return (INITIATOR, *(f"w{i}" for i in range(1, stages - 1)), INITIATOR)
+
+
+def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
+    """The primaries without the lost workers: a stage goes to the next worker along the pipeline.
+
+    >>> seats(5, frozenset({"w2", "w3"}))
+    ('initiator', 'w1', 'initiator', 'initiator', 'initiator')
+    """
+    names = names_of_workers(stages)
+    return tuple(next(name for name in names[i:] if name not in lost) for i in range(stages))
+
+
+class Cluster:
+    """See the module. `observe` gets every event with its virtual time; `lost` are workers that are gone already."""
+
+    def __init__(
+        self,
+        run: str,
+        job: Job,
+        observe: Callable[[Event, float], None],
+        company: Company | None = None,
+        lost: frozenset[str] = frozenset(),
+    ) -> None:
+        self._job = job
+        self._run = run
+        self._lost = lost
+        self._company = company
+        self._batch = lru_cache(maxsize=2)(job.batches.batch)
+        self._observe = observe
+        self.archive = Archive()
+
+    # -- putting it together -----------------------------------------------------------------------------------------
+
+    def deploy(self, states: Mapping[int, StageState], version: int) -> None:
+        """Start every member and hand out the states; they count when the holders have shown their digests."""
+        config = self._job.config
+        route = self._route()
+        digests = {stage: state_digest(state) for stage, state in states.items()}
+        membership = Membership(route, version, digests, shadowed=self._checked)
+        self.coordinator = Coordinator(self._run, membership, self._policy())
+        referee = Referee(self._run, self._execution, config.pipeline.micro_batches, self._job.plan.costs)
+        workers = [self._worker(name) for name in dict.fromkeys(route.primaries)]
+        self.launcher = self._launcher([*workers, self.coordinator, referee, self.archive])
+        target = membership.target()
+        self.launcher.inject(
+            Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
+            for i in target.stages
+            for holder in target.holders(i)
+        )
+
+    @property
+    def _checked(self) -> bool:
+        return self._job.config.defence_name != "none"
+
+    def _route(self) -> Route:
+        primaries = seats(self._job.config.pipeline.stages, self._lost)
+        jump = self._job.config.defence_name != "duplicate-only"
+        return plain_route(primaries, [INITIATOR], shadowed=self._checked, jump=jump)
+
+    def _worker(self, name: str) -> Actor:
+        mine = name == INITIATOR
+        hardware = Hardware(self._job.plan.costs, devices=2 if mine else 1)
+        batch = self._batch if mine else None
+        worker = Worker(name, self._execution, self._terms(), self._boundary(), hardware, batch)
+        return worker if mine or self._company is None else self._company.play(worker)
+
+    def _execution(self, stage: int) -> StageExecution:
+        config = self._job.config
+        module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
+        module.train(config.model.dropout > 0)
+        seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
+        return StageExecution(module, AdamW(config.optimizer), StepShape(config.pipeline.micro_batches, seed))
+
+    def _terms(self) -> Terms:
+        pipeline = self._job.config.pipeline
+        return Terms(
+            self._run,
+            self._checked,
+            partial(actions, self._job.config),
+            lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._checked),
+            backward_waits=pipeline.schedule == "gpipe",
+        )
+
+    def _boundary(self) -> Boundary:
+        config = self._job.config
+        return Boundary((config.pipeline.micro_batch_size, config.data.sequence_length, self._job.plan.width), self._job.dtype)
+
+    def _policy(self) -> Policy:
+        config = self._job.config
+        return Policy(
+            self._checked,
+            remedy(config),
+            config.pipeline.micro_batches,
+            self._clip,
+            lambda step: learning_rate(config.optimizer, step, config.training.steps),
+            self._job.batches.tokens_per_step,
+            config.defence.deadline_s,
+            config.defence.ban_policy,
+            config.defence.ban_after,
+        )
+
+    def _clip(self, norms: Mapping[int, Sequence[float]]) -> Clipping:
+        """Norms by stage put into model order: stages need not be in it (OPT names its last norm before its layers)."""
+        plan = self._job.plan
+        by_name = {name: norm for i in norms for name, norm in zip(plan.trainable_of(i), norms[i], strict=True)}
+        ordered = [by_name[name] for name in plan.model_order if name in by_name]
+        return clipping(ordered, self._job.config.optimizer.clip_norm, self._job.dtype)
+
+    def _launcher(self, actors: list[Actor]) -> InProcess:
+        config = self._job.config.cluster
+        link = Link(config.latency_s, config.bandwidth_bytes_per_s)
+        described = Described(link, jitter_s=config.jitter_s, loss=config.loss, seed=config.seed)
+        self.transport = MemoryTransport(described, wire_check=config.wire_check)
+        speeds = config.speeds or (1.0,) * self._job.config.pipeline.stages
+        names = names_of_workers(len(speeds))
+        by_device = {(name, 0): speed for name, speed in zip(names, speeds, strict=True)}
+        by_device |= {(INITIATOR, 0): speeds[0], (INITIATOR, 1): speeds[-1]}
+        timing = Timing(config.seconds_per_forward, by_device, config.detection_s)
+        hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: ())
+        return InProcess(actors, self.transport, timing, hooks)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run_step(self, step: int) -> str | None:
+        """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot."""
+        self.launcher.inject(self.coordinator.begin(step))
+        self.launcher.run_until(lambda: self.coordinator.idle() or self.coordinator.broken is not None)
+        return self.coordinator.broken
+
+    def collect(self) -> dict[int, StageState]:
+        """The sealed state of every stage, checked against the sealed digests where there are any."""
+        wanted = self._job.config.pipeline.stages
+        self.archive.states.clear()
+        self.launcher.inject(self.coordinator.collect(ARCHIVE))
+        self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
+        if self.coordinator.broken is not None:
+            raise FaultWindowExceeded(f"a state could not be collected: {self.coordinator.broken}")
+        for stage, state in self.archive.states.items():
+            if self._checked and state_digest(state) != self.coordinator.membership.digests[stage]:
+                raise FaultWindowExceeded(f"the holder of stage {stage} did not send the state that was sealed")
+        return dict(self.archive.states)
+
+
+def actions(config: RunConfig, stage: int) -> list[Action]:
+    """The order of work at `stage`, the last stage's included for the shadow of the one before it."""
+    pipeline = config.pipeline
+    at = min(stage, pipeline.stages - 1)
+    return list(SCHEDULES[pipeline.schedule](pipeline.stages, at, pipeline.micro_batches))
+
+
+def remedy(config: RunConfig) -> Remedy:
+    """The remedy that `--on-alert` names."""
+    retries = config.defence.retries
+    remedies: dict[str, Remedy] = {
+        "replace": Replace(),
+        "restart": Restart(retries),
+        "relay": Relay(retries),
+        "skip": Skip(),
+    }
+    return remedies[config.defence.on_alert]

@@ -1,0 +1,154 @@
+"""An experiment is one run with all that surrounds it: short settings, attackers, observers, a directory for the result.
+
+Experiment(stages=6, steps=60, attack="sign-flip,rate=0.7", on_alert="replace").run()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.attacks import Misconduct
+from holdfast.cast import Troupe
+from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
+from holdfast.errors import ConfigError
+from holdfast.event import Event
+from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
+from holdfast.result import RunResult
+from holdfast.settings import check_available, merge, run_directory, split_attack
+from holdfast.trainer import Trainer
+
+AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
+
+
+class Experiment:
+    """One run of `config`, changed by `settings`: short names as on the command line, or whole sections as mappings.
+
+    `attack` is a name with parameters, an object of a subclass of `Attack`, a table, or several of them. With `out=DIR` the
+    directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without, nothing is
+    written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is written.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig | Mapping[str, Any] | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+        label: str = "",
+        resume: Path | str | None = None,
+        **settings: Any,
+    ) -> None:
+        tables = _tables(config, resume)
+        objects: dict[int, Misconduct] = {}
+        if "attack" in settings:
+            settings["attack"], objects = _attacks(settings["attack"])
+        if "faults" in settings:
+            settings["faults"] = tuple(str(fault) for fault in settings["faults"])
+        self.config = resolve(merge(tables, settings))
+        check_available(self.config)
+        self.label = label or _label(self.config)
+        self.record: RunRecord | None = None
+        self._out = _directory(self.config, resumed=resume is not None)
+        self._recorder = _Recorder(self.config, self._out, observers)
+        troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
+        self._trainer = Trainer(
+            self.config,
+            observers=(self._recorder,),
+            cast=troupe,
+            resume=Path(resume) if resume is not None else None,
+        )
+
+    def run(self) -> RunResult:
+        """Train to the end (or to `stop`), write the reports, and return the numbers of `train --json`."""
+        try:
+            result = self._trainer.run()
+        finally:
+            self._recorder.close()
+        if self._out is None:
+            tables = self.config.model_dump(mode="json", exclude_none=True)
+            self.record = make_record(self.label, result.to_json(), tables, self._recorder.events)
+        else:
+            write_run(self._out, self.label, result.to_json())
+            self.record = read_run(self._out)
+            (self._out / "report.html").write_text(render_html([self.record]), encoding="utf-8")
+        return result
+
+    def stop(self) -> None:
+        """Finish the step that is running, write a checkpoint, and let `run` return."""
+        self._trainer.stop()
+
+
+class _Recorder:
+    """Observer that keeps or writes every event, and hands it on; the directory is made at the first one, not before."""
+
+    def __init__(self, config: RunConfig, out: Path | None, observers: Iterable[Observer]) -> None:
+        self.events: list[tuple[Event, float]] = []
+        self._config = config
+        self._out = out
+        self._observers = list(observers)
+        self._writers: list[JsonlReport | TensorBoard] = []
+        if config.output.report_to and out is None:
+            raise ConfigError("--report-to tensorboard needs a directory for its files; give --out DIR (out=DIR in Python)")
+
+    def __call__(self, event: Event, seconds: float) -> None:
+        if self._out is None:
+            self.events.append((event, seconds))
+        elif not self._writers:
+            self._open(self._out)
+        for observer in (*self._writers, *self._observers):
+            observer(event, seconds)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def _open(self, out: Path) -> None:
+        self._writers.append(JsonlReport(out / "report.jsonl"))
+        (out / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
+        if "tensorboard" in self._config.output.report_to:
+            self._writers.append(TensorBoard(out / "tensorboard"))
+
+
+def _attacks(given: Any) -> tuple[tuple[Any, ...], dict[int, Misconduct]]:
+    """Tables for the configuration, and the attacks among them that are objects, by index."""
+    several = [] if given is None else [given] if isinstance(given, AttackLike) else list(given)
+    tables: list[Any] = []
+    objects: dict[int, Misconduct] = {}
+    for index, attack in enumerate(several):
+        if isinstance(attack, Misconduct):
+            objects[index] = attack
+            tables.append({"spec": type(attack).__name__})
+        elif isinstance(attack, AttackConfig):
+            tables.append(attack.model_dump(exclude_none=True))
+        else:
+            tables.append(split_attack(attack) if isinstance(attack, str) else dict(attack))
+    return tuple(tables), objects
+
+
+def _label(config: RunConfig) -> str:
+    """What a run is called in a comparison if nobody says: what it is up against, and what it does about it."""
+    struck = [table.spec.partition(",")[0] for table in config.attack] + (["faults"] if config.faults else [])
+    defence = "" if config.defence_name == "none" else config.defence.on_alert
+    return ", ".join(["+".join(struck) if struck else "clean", *([defence] if struck and defence else [])])
+
+
+def _tables(config: RunConfig | Mapping[str, Any] | None, resume: Path | str | None) -> dict[str, Any]:
+    """The settings to start from; a run that goes on has its own, and its own directory."""
+    if config is None and resume is not None:
+        directory = run_directory(Path(resume))
+        return merge(read_toml(directory / "config.toml"), {"out": str(directory)})
+    return config.model_dump(exclude_none=True) if isinstance(config, RunConfig) else dict(config or {})
+
+
+def _directory(config: RunConfig, *, resumed: bool) -> Path | None:
+    """Where the run is written. A directory that holds a run is never written over, only gone on with."""
+    if config.output.dir is None:
+        return None
+    out = Path(config.output.dir)
+    if not resumed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty; choose another --out, or go on with a run by --resume {out}")
+    return out
+
+
+__all__ = ["AttackLike", "Experiment"]
