@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.errors import CheckpointError, ConfigError, HoldfastError, PartitionError, SetupError
 from holdfast.partition import describe, make_plan
-from holdfast.partition.source import SCRATCH_KINDS
+from holdfast.partition.scratch import SCRATCH_KINDS
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
