@@ -33,7 +33,7 @@ def directory(tmp_path: Path, config: Any) -> str:
 
 @pytest.mark.parametrize("kind", SCRATCH_KINDS)
 def test_a_description_says_the_shape(kind: str) -> None:
-    source = describe(f"{kind}:layers=3,width=48,heads=4,hidden=96,tied=false", vocabulary=300, positions=40)
+    source = describe(f"{kind}:layers=3,width=48,heads=4,tied=false", vocabulary=300, positions=40)
     assert source.from_scratch
     assert source.model_type == kind
     assert (source.config.num_hidden_layers, source.config.hidden_size, source.config.vocab_size) == (3, 48, 300)
@@ -54,7 +54,9 @@ def test_defaults_and_needs_fill_the_gaps() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt2:depth=3", "unknown parameter 'depth'; models from scratch take layers"),
+        ("gpt2:depth=3", "unknown parameter 'depth'; gpt2 models from scratch take layers"),
+        ("gpt2:kv_heads=2", "unknown parameter 'kv_heads'"),
+        ("llama:post_norm=true", "unknown parameter 'post_norm'"),
         ("gpt2:layers=0", "layers is a whole number of at least 1, got 0"),
         ("gpt2:layers=2.5", "layers is a whole number"),
         ("gpt2:layers=true", "layers is a whole number"),

@@ -1,9 +1,12 @@
 """Small models described in a line, `gpt2:layers=6,width=64,heads=4`: from the words of a description to the library's.
 
-layers width heads kv_heads hidden     shape of the blocks (`hidden` is the width of the MLP, default 4 times `width`)
-vocabulary positions                   where they are left out: what the tokenizer and the data need
-tied                                   head and embedding share a tensor (default: as usual for the kind)
-post_norm projection                   OPT only: norms after the blocks, and a narrower embedding, as in OPT-350M
+    layers width heads         shape of the blocks
+    hidden kv_heads            width of the MLP (default 4 times `width`; not BLOOM), shared heads (Llama, Qwen3)
+    vocabulary positions       where they are left out: what the tokenizer and the data need
+    tied                       head and embedding share a tensor (default: as usual for the kind)
+    post_norm projection       OPT only: norms after the blocks, and a narrower embedding, as in OPT-350M
+
+A word that the kind does not know is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +19,12 @@ from holdfast.errors import ConfigError
 
 _INTEGERS = ("layers", "width", "heads", "kv_heads", "hidden", "vocabulary", "positions", "projection")
 _FLAGS = ("tied", "post_norm")
+_ONLY = {
+    "kv_heads": ("llama", "qwen3"),
+    "hidden": ("gpt2", "opt", "llama", "qwen3"),
+    "projection": ("opt",),
+    "post_norm": ("opt",),
+}
 _DEFAULTS = {"layers": 6, "width": 64, "heads": 4}
 _NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -25,10 +34,10 @@ def config_from_spec(text: str, vocabulary: int | None, positions: int | None) -
     kind, given = parse_spec(text.rstrip(":"))
     if kind not in _KINDS:
         raise ConfigError(f"{text!r}: expected param=value after the kind, for example gpt2:layers=6,width=64,heads=4")
-    known = (*_INTEGERS, *_FLAGS)
+    known = [word for word in (*_INTEGERS, *_FLAGS) if kind in _ONLY.get(word, _KINDS)]
     for key, value in given.items():
         if key not in known:
-            raise ConfigError(f"{text!r}: unknown parameter {key!r}; models from scratch take {', '.join(known)}")
+            raise ConfigError(f"{text!r}: unknown parameter {key!r}; {kind} models from scratch take {', '.join(known)}")
         if key in _FLAGS and not isinstance(value, bool):
             raise ConfigError(f"{text!r}: {key} is true or false, got {value!r}")
         if key in _INTEGERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
