@@ -51,13 +51,13 @@ Timed = list[tuple[Event, float]]
 
 
 def started(stages: int = 6) -> RunStarted:
-    blocks = ("embedding, block 0", *(f"block {i}" for i in range(1, stages - 1)), f"block {stages - 1}, head")
+    blocks = [f"layers {i} to {i}, 49,984 parameters" for i in range(stages)]
     return RunStarted(
         run="r-1",
         command=("holdfast", "demo", "--out", "holdfast demo"),
         environment={"python": "3.11.7", "torch": "2.13.0", "platform": "Linux x86_64", "threads": "1", "commit": "73c6763"},
         parameters=333_952,
-        stages=blocks,
+        stages=tuple(blocks),
         workers=("initiator-0", *(f"w{i}" for i in range(1, stages - 1)), f"initiator-{stages - 1}"),
     )
 

@@ -112,7 +112,8 @@ class _Recorder:
 
 def _attacks(given: Any) -> tuple[tuple[Any, ...], dict[int, Misconduct]]:
     """Tables for the configuration, and the attacks among them that are objects, by index."""
-    several = [] if given is None else [given] if isinstance(given, AttackLike) else list(given)
+    alone = isinstance(given, str | Misconduct | AttackConfig | Mapping) or not isinstance(given, Iterable)
+    several = [] if given is None else [given] if alone else list(given)
     tables: list[Any] = []
     objects: dict[int, Misconduct] = {}
     for index, attack in enumerate(several):
@@ -121,8 +122,13 @@ def _attacks(given: Any) -> tuple[tuple[Any, ...], dict[int, Misconduct]]:
             tables.append({"spec": type(attack).__name__})
         elif isinstance(attack, AttackConfig):
             tables.append(attack.model_dump(exclude_none=True))
+        elif isinstance(attack, str):
+            tables.append(split_attack(attack))
+        elif isinstance(attack, Mapping):
+            tables.append(dict(attack))
         else:
-            tables.append(split_attack(attack) if isinstance(attack, str) else dict(attack))
+            found = attack.__name__ if isinstance(attack, type) else type(attack).__name__
+            raise ConfigError(f"attack: needed are a name, an object of a subclass of Attack, or a table; got {found}")
     return tuple(tables), objects
 
 

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import ConfigError
@@ -152,6 +153,14 @@ def add_attacks(
         if stages is not None:
             table["stages"] = numbers(stages, "--attack-stages")
     return {**tables, "attack": tuple(attacks)} if attacks else dict(tables)
+
+
+def run_directory(resume: Path) -> Path:
+    """The directory of the run that `--resume` names, by itself or by one of its checkpoints; ConfigError if it is none."""
+    for directory in (resume, *resume.absolute().parents[:2]):
+        if (directory / "config.toml").is_file():
+            return directory
+    raise ConfigError(f"{resume} holds no run to resume: config.toml is missing; give the directory of an earlier --out")
 
 
 def check_available(config: RunConfig) -> None:

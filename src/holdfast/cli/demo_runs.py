@@ -85,7 +85,7 @@ def _run(label: str, tables: dict[str, Any]) -> None:
     def observe(event: Event, seconds: float) -> None:
         _events.put((label, event, seconds))
 
-    Experiment(resolve(tables), observers=(observe,), label=label, command=("holdfast", "demo")).run()
+    Experiment(resolve(tables), observers=(observe,), label=label).run()
 
 
 def _clear(directory: Path) -> None:

@@ -54,6 +54,7 @@ app.add_typer(new.app, name="new")
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     words, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = ["holdfast", *words]  # what a run records as its command, wherever the program lies
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

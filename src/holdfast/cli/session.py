@@ -27,7 +27,7 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
 
     with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
         observer = progress.observer("", config.training.steps)
-        experiment = Experiment(config, observers=(observer,), resume=resume, command=("holdfast", *sys.argv[1:]))
+        experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = experiment.run()
     if interrupted():

@@ -55,14 +55,15 @@ def _tables(
 ) -> dict[str, Any]:
     from holdfast.config import read_toml
     from holdfast.errors import ConfigError
-    from holdfast.settings import add_attacks, merge
+    from holdfast.settings import add_attacks, merge, run_directory
 
     if config is not None and resume is not None:
         raise ConfigError(f"got both {config} and --resume {resume}; a resumed run has its settings in {resume}/config.toml")
-    source = resume / "config.toml" if resume is not None else config
-    tables = merge(read_toml(source) if source is not None else {}, settings)
     if resume is not None:
-        tables = merge(tables, {"out": str(resume)})
+        directory = run_directory(resume)
+        tables = merge(merge(read_toml(directory / "config.toml"), settings), {"out": str(directory)})
+    else:
+        tables = merge(read_toml(config) if config is not None else {}, settings)
     return add_attacks(tables, attack, rate, attack_stages)
 
 

@@ -1,4 +1,4 @@
-"""Loss curves of all runs in one frame: each step's loss as a faint line, its running mean as a strong one.
+"""Loss curves of all runs in one frame: each step's loss as a faint line, its running median as a strong one.
 
 The reference (the clean run) is drawn as a wide pale band, so that a run with the same losses is seen to lie on it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from holdfast.report.record import RunRecord
 from holdfast.report.svg import Axis, drawing, element, polyline, spread, text, title
@@ -39,10 +40,10 @@ def loss_curves(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
     return drawing(WIDTH, HEIGHT, "Training loss by step, one curve a run", *layers)
 
 
-def running_mean(points: Points) -> Points:
-    """The mean of each point and its neighbours, over about a sixteenth of the run.
+def running_median(points: Points) -> Points:
+    """The median of each point and its neighbours, over about a sixteenth of the run: one odd batch leaves no bump.
 
-    >>> running_mean([(0, 1.0), (1, 2.0), (2, 6.0)])
+    >>> running_median([(0, 1.0), (1, 2.0), (2, 6.0)])
     [(0, 1.0), (1, 2.0), (2, 6.0)]
     """
     half = len(points) // 32
@@ -50,7 +51,7 @@ def running_mean(points: Points) -> Points:
     for index, (step, _) in enumerate(points):
         reach = min(half, index, len(points) - 1 - index)
         window = [loss for _, loss in points[index - reach : index + reach + 1]]
-        smooth.append((step, sum(window) / len(window)))
+        smooth.append((step, median(window)))
     return smooth
 
 
@@ -81,8 +82,8 @@ def _frame(x: Axis, y: Axis) -> str:
 
 def _curve(points: Points, x: Axis, y: Axis, colour: str, band: str) -> str:
     raw = polyline(((x.at(step), y.at(loss)) for step, loss in points), f"raw {colour}")
-    mean = polyline(((x.at(step), y.at(loss)) for step, loss in running_mean(points)), f"mean {colour}{band}")
-    return raw + mean
+    middle = polyline(((x.at(step), y.at(loss)) for step, loss in running_median(points)), f"middle-line {colour}{band}")
+    return raw + middle
 
 
 def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
@@ -95,7 +96,7 @@ def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
 
 
 def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], y: Axis, colours: Sequence[str]) -> str:
-    ends = [next((loss for _, loss in reversed(running_mean(points)) if math.isfinite(loss)), y.high) for points in curves]
+    ends = [next((loss for _, loss in reversed(running_median(points)) if math.isfinite(loss)), y.high) for points in curves]
     places = spread([y.at(loss) for loss in ends], LABEL_GAP, TOP + 8, HEIGHT - BOTTOM)
     parts = []
     for run, loss, place, colour in zip(runs, ends, places, colours, strict=True):

@@ -33,7 +33,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
         _section(
             "Training loss",
             loss_curves(shown, colours),
-            "Faint: every step. Strong: running mean. Rest the pointer on a curve.",
+            "Faint: every step. Strong: running median. Rest the pointer on a curve.",
         ),
         *_pipeline_section(shown),
         *_caught_sections(shown),

@@ -13,8 +13,9 @@ from collections import Counter
 from holdfast.report.record import RunRecord
 from holdfast.report.svg import drawing, element, text, title
 
-BOX, GAP, TALL = 130.0, 50.0, 150.0
+BOX, GAP, TALL = 130.0, 50.0, 168.0
 LEAST_WIDTH = 1040.0
+MOST_LINES = 2
 ABOVE, BELOW = 96.0, 30.0
 MARKERS = "".join(
     element(
@@ -64,16 +65,18 @@ def _box(run: RunRecord, stage: int, x: float, y: float, *, shadowed: bool) -> s
     parts = [
         element("rect", x=x, y=y, width=BOX, height=TALL, rx=10, class_=f"stage {kind}"),
         text(f"stage {stage}", x=middle, y=y + 28, class_="stage-name middle"),
-        text(_at(run.started.get("workers", ()), stage), x=middle, y=y + 48, class_="stage-note middle"),
-        text(_at(run.started.get("stages", ()), stage), x=middle, y=y + 66, class_="stage-note middle"),
+        text(_short(_at(run.started.get("workers", ()), stage)), x=middle, y=y + 48, class_="stage-note middle"),
     ]
+    held = _at(run.started.get("stages", ()), stage).split(", ")
+    lines = enumerate(held[:MOST_LINES])
+    parts += [text(_short(line), x=middle, y=y + 70 + 17 * row, class_="stage-note middle") for row, line in lines]
     if shadowed and stage >= 2:
         parts += [
             element("rect", x=x + 10, y=y + TALL - 64, width=BOX - 20, height=34, rx=7, class_="shadow"),
             text(f"shadow of {stage - 1}", x=middle, y=y + TALL - 42.5, class_="shadow-name middle"),
         ]
     elif trusted:
-        parts.append(text("initiator, trusted", x=middle, y=y + TALL - 42.5, class_="stage-note middle"))
+        parts.append(text("trusted", x=middle, y=y + TALL - 42.5, class_="stage-note middle"))
     return "".join(parts)
 
 
@@ -110,7 +113,10 @@ def _mark(lies: int, x: float, top: float) -> str:
 def _at(names: object, stage: int) -> str:
     if not isinstance(names, (list, tuple)) or stage >= len(names):
         return ""
-    name = str(names[stage])
+    return str(names[stage])
+
+
+def _short(name: str) -> str:
     return name if len(name) <= 19 else name[:18] + "…"
 
 

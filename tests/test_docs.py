@@ -1,0 +1,48 @@
+"""The pages say what the program does: every option, every attack, every link."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.attacks import ATTACKS
+from holdfast.config import RunConfig, read_toml, resolve
+from holdfast.settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_option_has_a_row() -> None:
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `--")]
+    told = {cells[1].strip(" `"): cells[2].strip(" `") for cells in rows}
+    assert {setting.option: setting.path for setting in SETTINGS}.items() <= told.items()
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.name not in ("out", "defence")])
+def test_documented_defaults_are_the_real_ones(setting) -> None:
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{setting.option}` |"))
+    section, _, key = setting.path.partition(".")
+    value = getattr(RunConfig(), section)
+    value = getattr(value, key) if key else value
+    shown = "" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
+    assert row.split("|")[3].strip(" `") == shown
+
+
+def test_every_attack_has_a_row() -> None:
+    page = (ROOT / "docs/attacks.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in ATTACKS)
+
+
+def test_every_link_leads_somewhere() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/check_links.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_file_is_valid() -> None:
+    config = resolve(read_toml(ROOT / "examples/run.toml"))
+    assert config.attack[0].spec == "sign-flip"
