@@ -10,9 +10,10 @@ from pathlib import Path
 import holdfast
 from holdfast.errors import ConfigError
 
+GROUP = "holdfast.attacks"
 FILES = {
     "pyproject.toml": "pyproject.toml.txt",
-    "README.md": "README.md.txt",
+    "README.md": "README_{kind}.md.txt",
     "{module}.py": "{kind}.py.txt",
     "tests/test_{module}.py": "test_{kind}.py.txt",
 }
@@ -27,11 +28,13 @@ def render(kind: str, name: str, directory: Path) -> list[Path]:
         raise ConfigError(f"{name!r} cannot name a plug-in: use lower-case words joined by dashes, for example slow-drift")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not empty; choose another directory with --to, nothing was written")
+    module, class_name = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
     words = {
+        "entry_point": f'[project.entry-points."{GROUP}"]\n{name} = "{module}:{class_name}"\n\n' if kind == "attack" else "",
         "kind": kind,
         "name": name,
-        "module": name.replace("-", "_"),
-        "class": "".join(part.capitalize() for part in name.split("-")),
+        "module": module,
+        "class": class_name,
         "version": holdfast.__version__,
     }
     written = []
