@@ -505,6 +505,7 @@ class Coordinator:
         self._warned = False
         silent = self._silent()
         if not silent:
+            self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything: {self.describe()}"
             return []
         return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
 

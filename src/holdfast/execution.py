@@ -112,7 +112,7 @@ class StageExecution:
         if inputs.is_floating_point():
             inputs = inputs.detach().requires_grad_(True)
         with self._dropout(micro_batch):
-            output = self.module(inputs)
+            output: Tensor = self.module(inputs)
         self._graphs[micro_batch] = (inputs, output)
         return output.detach()
 
@@ -200,4 +200,3 @@ class _seeded(AbstractContextManager[None]):  # noqa: N801
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over all tokens of -log p(label), in fp32: logits [B, S, V], labels [B, S]."""
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from holdfast.claim import ClaimKey
+from holdfast.evaluate import Evaluation
 from holdfast.event import Alert, ClaimReplaced, Event, Ruling, StagesSkipped, StepRestarted, StepSealed
 
 
@@ -77,6 +78,7 @@ class Counts:
     steps_restarted: int = 0
     stages_skipped: int = 0
     claims_replaced: int = 0
+    rollbacks: int = 0
 
     def __call__(self, event: Event, _seconds: float) -> None:
         match event:
@@ -104,4 +106,71 @@ class Counts:
         return sum(key in self.alerted for key in forged)
 
     def false_alarms(self, truth: GroundTruth | None) -> int:
-        return sum(truth is None or not truth.explains(key) for key in self.alerted)
+        """Alerts about honest claims. That a delivery never came accuses nobody, so it is none."""
+        checked = [key for key, reason in self.alerted.items() if reason != "withheld"]
+        return sum(truth is None or not truth.explains(key) for key in checked)
+
+
+@dataclass
+class Meter:
+    """What the clusters of a run have used, over all rollbacks; `latest_s` is the virtual time in the present one."""
+
+    virtual_s: float = 0.0
+    latest_s: float = 0.0
+    bytes_sent: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, virtual_s: float, bytes_sent: int, seconds_by_kind: Mapping[str, float]) -> None:
+        """One cluster has ended."""
+        self.virtual_s += virtual_s
+        self.latest_s = 0.0
+        self.bytes_sent += bytes_sent
+        self.seconds.update(seconds_by_kind)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What the trainer itself knows of its run."""
+
+    run_id: str
+    steps: int
+    tokens: int
+    seconds: float
+    weights_digest: str
+    certified: bool
+    interrupted: bool
+    out: str | None
+
+
+def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, truth: GroundTruth | None) -> RunResult:
+    """Put together what was counted, what was measured and what was really forged."""
+    forged = truth.keys if truth is not None else ()
+    return RunResult(
+        run_id=run.run_id,
+        steps=run.steps,
+        tokens=run.tokens,
+        seconds=run.seconds,
+        virtual_seconds=meter.virtual_s,
+        tokens_per_second=run.tokens / run.seconds,
+        train_loss=counts.losses.get(run.steps - 1, math.nan),
+        validation_perplexity=score.perplexity,
+        validation_bits_per_byte=score.bits_per_byte,
+        weights_digest=run.weights_digest,
+        attacked_claims=len(forged),
+        detected=counts.detected(forged),
+        missed=counts.missed(forged),
+        false_alarms=counts.false_alarms(truth),
+        alerts=len(counts.alerted),
+        blamed_stages=dict(counts.blamed_stages),
+        blamed_workers=dict(counts.blamed_workers),
+        steps_restarted=counts.steps_restarted,
+        stages_skipped=counts.stages_skipped,
+        claims_replaced=counts.claims_replaced,
+        rollbacks=counts.rollbacks,
+        bytes_sent=meter.bytes_sent,
+        verify_seconds=sum(seconds for kind, seconds in meter.seconds.items() if kind.startswith("shadow")),
+        referee_seconds=meter.seconds["referee"],
+        certified=run.certified,
+        interrupted=run.interrupted,
+        out=run.out,
+    )

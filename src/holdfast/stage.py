@@ -114,13 +114,13 @@ class Stage:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def begin(self, step: int, attempt: int, route: Route) -> None:
-        """Start an attempt of a step: everything unsealed of the last one is dropped."""
+    def begin(self, step: int, attempt: int, route: Route, *, active: bool = True) -> None:
+        """Start an attempt of a step: everything unsealed of the last one is dropped; a bypassed seat sits it out."""
         self._route = route
         self.execution.begin(step)
-        bypassed = self.index in route.bypassed
+        works = active and self.index not in route.bypassed
         home = self.index + (self.role is Role.SHADOW)  # a shadow works in its host's order
-        self._now = _Progress(step, attempt, [] if bypassed else list(self._terms.actions(home)), posted=bypassed)
+        self._now = _Progress(step, attempt, list(self._terms.actions(home)) if works else [], posted=not works)
 
     def reroute(self, route: Route) -> list[Envelope]:
         """Follow a new route. A shadow that becomes primary sends what the lost primary may have left unsent."""
@@ -220,7 +220,8 @@ class Stage:
             claim = Claim(self._header(key, (), b""), output)
             return [self._to(consumer, claim) for consumer in self._route.consumers(key.direction, key.stage)]
         header = self._header(key, inputs, tensor_digest(output))
-        self._now.outputs[key] = Claim(header, output, None if self._route.jump else origin)
+        shown = None if self._route.jump or self.index == 0 else origin  # tokens never leave the initiator
+        self._now.outputs[key] = Claim(header, output, shown)
         posted = [self._to(COORDINATOR, header)]
         if self.role is Role.SHADOW:
             return posted

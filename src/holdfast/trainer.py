@@ -12,7 +12,6 @@ import platform
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +30,7 @@ from holdfast.job import Job, prepare
 from holdfast.partition import is_adapter, save_adapter, save_model, whole_model
 from holdfast.partition.memory import Batch, available_memory, check_memory, memory_per_worker
 from holdfast.partition.selftest import self_test
-from holdfast.result import Counts, GroundTruth, RunResult
+from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
 
 Observer = Callable[[Event, float], None]
 States = Mapping[int, StageState]
@@ -65,9 +64,8 @@ class Trainer:
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
         self._resume = resume
-        self._meter = _Meter()
+        self._meter = Meter()
         self._lost: set[str] = set()
-        self._rollbacks = 0
         self._stopping = False
 
     def stop(self) -> None:
@@ -89,7 +87,7 @@ class Trainer:
         states = keeper.resume(self._resume) if self._resume is not None else keeper.initial()
         self._announce(job)
         states, step, cluster = self._train(job, keeper, states)
-        self._meter.add(cluster)
+        self._measure(cluster)
         weights = {name: tensor for state in states.values() for name, tensor in state.weights.items()}
         score = self._evaluate(job, states, step)
         keeper.write_model(weights)
@@ -105,7 +103,7 @@ class Trainer:
         while step < self._config.training.steps and not self._stopping:
             broken = cluster.run_step(step)
             if broken is not None:
-                self._meter.add(cluster)
+                self._measure(cluster)
                 states = self._fall_back(keeper, step, broken)
                 step = next(iter(states.values())).version
                 cluster = self._deploy(job, states)
@@ -126,8 +124,8 @@ class Trainer:
 
     def _fall_back(self, keeper: _Keeper, step: int, reason: str) -> States:
         """Both holders of a stage are gone: go on from the last certified checkpoint, without those who are lost."""
-        self._rollbacks += 1
-        if self._rollbacks > MAX_ROLLBACKS:
+        self._counts.rollbacks += 1
+        if self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {MAX_ROLLBACKS} times, last in step {step}: {reason}")
         states = keeper.last_certified()
         self._tell(RolledBack(step, next(iter(states.values())).version, reason), 0.0)
@@ -149,6 +147,11 @@ class Trainer:
         return score
 
     # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _measure(self, cluster: Cluster) -> None:
+        """Add what a cluster has used, at its end."""
+        launcher = cluster.launcher
+        self._meter.add(launcher.now, cluster.transport.traffic.bytes_sent, launcher.seconds_by_kind)
 
     def _tell(self, event: Event, seconds: float) -> None:
         """Pass an event on, in virtual time since the start of the run (a rollback starts a new clock)."""
@@ -176,54 +179,17 @@ class Trainer:
     def _result(
         self, job: Job, weights: Mapping[str, torch.Tensor], score: Evaluation, steps: int, seconds: float
     ) -> RunResult:
-        forged = self._cast.keys if self._cast is not None else ()
-        counts, meter = self._counts, self._meter
-        tokens = job.batches.tokens_per_step * len(counts.sealed)
-        return RunResult(
-            run_id=self.run_id,
-            steps=steps,
-            tokens=tokens,
-            seconds=seconds,
-            virtual_seconds=meter.virtual_s,
-            tokens_per_second=tokens / seconds,
-            train_loss=counts.losses.get(steps - 1, float("nan")),
-            validation_perplexity=score.perplexity,
-            validation_bits_per_byte=score.bits_per_byte,
-            weights_digest=weights_digest(_published(weights)),
-            attacked_claims=len(forged),
-            detected=counts.detected(forged),
-            missed=counts.missed(forged),
-            false_alarms=counts.false_alarms(self._cast),
-            alerts=len(counts.alerted),
-            blamed_stages=dict(counts.blamed_stages),
-            blamed_workers=dict(counts.blamed_workers),
-            steps_restarted=counts.steps_restarted,
-            stages_skipped=counts.stages_skipped,
-            claims_replaced=counts.claims_replaced,
-            rollbacks=self._rollbacks,
-            bytes_sent=meter.bytes_sent,
-            verify_seconds=sum(s for kind, s in meter.seconds.items() if kind.startswith("shadow")),
-            referee_seconds=meter.seconds["referee"],
-            certified=self._config.defence_name != "none",
-            interrupted=self._stopping,
-            out=self._config.output.dir,
+        run = RunFacts(
+            self.run_id,
+            steps,
+            job.batches.tokens_per_step * len(self._counts.sealed),
+            seconds,
+            weights_digest(_published(weights)),
+            self._config.defence_name != "none",
+            self._stopping,
+            self._config.output.dir,
         )
-
-
-class _Meter:
-    """What the clusters of a run have used, over all rollbacks."""
-
-    def __init__(self) -> None:
-        self.virtual_s = 0.0
-        self.latest_s = 0.0
-        self.bytes_sent = 0
-        self.seconds: Counter[str] = Counter()
-
-    def add(self, cluster: Cluster) -> None:
-        self.virtual_s += cluster.launcher.now
-        self.latest_s = 0.0
-        self.bytes_sent += cluster.transport.traffic.bytes_sent
-        self.seconds.update(cluster.launcher.seconds_by_kind)
+        return summarise(run, score, self._counts, self._meter, self._cast)
 
 
 class _Keeper:

@@ -115,12 +115,13 @@ class Worker:
         self._route = message.route
         held = dict(message.route.seats_of(self.name))
         told = self._install(held, message.digests)
-        self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
+        if not message.route.bypassed:  # who only sits out a step keeps its seats
+            self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
         self._inbox.begin(message.step, message.attempt)
         told += [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
         for stage, seat in self.seats.items():
-            seat.role = held[stage]
-            seat.begin(message.step, message.attempt, message.route)
+            seat.role = held.get(stage, seat.role)
+            seat.begin(message.step, message.attempt, message.route, active=stage in held)
         return told
 
     def _adopt(self, sender: str, message: StateTransfer) -> list[Envelope]:

@@ -29,7 +29,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
     title = f"Holdfast: {', '.join(run.label for run in shown)}"
     sections = [
         _header(shown),
-        _section("Result", _tiles(shown) + _table(shown, colours)),
+        _section("Result", _tiles(shown) + _table(shown, colours) + _words(shown)),
         _section(
             "Training loss",
             loss_curves(shown, colours),
@@ -98,14 +98,23 @@ def _tiles(runs: Sequence[RunRecord]) -> str:
             tiles.append((f"perplexity {run.label}", f"× {run.perplexity / reference.perplexity:.2f}", colour))
     defended = [run for run in attacked if run.defence != "none"]
     if defended:
-        forged = sum(int(run.result.get("attacked_claims", 0)) for run in defended)
-        detected = sum(int(run.result.get("detected", 0)) for run in defended)
-        alarms = sum(int(run.result.get("false_alarms", 0)) for run in defended)
-        tiles += [("forged claims detected", f"{detected:,} / {forged:,}", ""), ("false alarms", f"{alarms:,}", "")]
+        detected, missed, alarms = (
+            sum(int(run.result.get(key, 0)) for run in defended) for key in ("detected", "missed", "false_alarms")
+        )
+        tiles += [("forged claims detected", f"{detected:,} of {detected + missed:,}", ""), ("false alarms", f"{alarms:,}", "")]
     cells = (
         f'<div class="tile {colour}"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value, colour in tiles
     )
     return f'<div class="tiles">{"".join(cells)}</div>' if tiles else ""
+
+
+def _words(runs: Sequence[RunRecord]) -> str:
+    if not any(run.config.get("attack") for run in runs):
+        return ""
+    return (
+        '<p class="note words">A claim is one tensor that one stage sends for one micro-batch. '
+        "Dropped: thrown away with its step before anybody had to rule on it.</p>"
+    )
 
 
 def _table(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:

@@ -13,7 +13,10 @@ from holdfast.report.record import RunRecord
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run of a comparison, ready to print; `weights` is `equal` or `differ` against the clean run, or `reference`."""
+    """One run of a comparison, ready to print; `weights` is `equal` or `differ` against the clean run, or `reference`.
+
+    `dropped` are forged claims that were thrown away with their step before anybody had to rule on them.
+    """
 
     label: str
     defence: str
@@ -24,6 +27,7 @@ class Row:
     attacked: str
     detected: str
     missed: str
+    dropped: str
     false_alarms: str
     remedy: str
     seconds: str
@@ -39,6 +43,7 @@ HEADINGS = {
     "attacked": "forged claims",
     "detected": "detected",
     "missed": "missed",
+    "dropped": "dropped",
     "false_alarms": "false alarms",
     "remedy": "remedy",
     "seconds": "wall s",
@@ -99,6 +104,7 @@ def _row(run: RunRecord, reference: RunRecord | None) -> Row:
         attacked=counts["attacked_claims"],
         detected=counts["detected"],
         missed=counts["missed"],
+        dropped=_dropped(run),
         false_alarms=counts["false_alarms"],
         remedy=_remedy(run),
         seconds=figure(float(run.result.get("seconds", math.nan))),
@@ -112,6 +118,11 @@ def _weights(run: RunRecord, reference: RunRecord | None) -> str:
     if run is reference:
         return "reference"
     return "equal" if run.result.get("weights_digest") == reference.result.get("weights_digest") else "differ"
+
+
+def _dropped(run: RunRecord) -> str:
+    forged, *ruled = (run.result.get(key) for key in ("attacked_claims", "detected", "missed"))
+    return "–" if forged is None else str(forged - sum(count or 0 for count in ruled))
 
 
 def _remedy(run: RunRecord) -> str:

@@ -1,1 +1,1 @@
-"""Trust: what is compared with what, and who is believed; every verdict is a value and a check that could not run is not a pass."""
+"""Trust: what is compared with what, and who is believed. A check that could not run is not a pass."""

@@ -58,6 +58,6 @@ class Board:
                 self._headers[(key, Role.PRIMARY)] = replace(header, role=Role.PRIMARY)
 
 
-def _content(header: Header) -> Header:
+def _content(header: Header) -> tuple[object, ...]:
     """What must not differ between two headers of one holder for one key; a NaN norm is no difference to itself."""
-    return replace(header, epoch=0, signature=None, norms=tuple(norm.hex() for norm in header.norms))  # type: ignore[arg-type]
+    return header.version, header.worker, header.inputs, header.output, tuple(norm.hex() for norm in header.norms)
