@@ -45,6 +45,7 @@ from holdfast.report import (
 from holdfast.report.html import headline, series
 from holdfast.report.svg import Axis, spread
 from holdfast.report.tally import Tally, tell
+from holdfast.report.timeline import timeline
 
 STEPS = 150
 Timed = list[tuple[Event, float]]
@@ -337,3 +338,20 @@ def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:
     content = written.read_bytes()
     assert b"train/loss" in content
     assert b"validation/perplexity" in content
+
+
+def test_an_alert_that_nobody_ruled_on_is_hollow() -> None:
+    """With `skip` the suspects are left out and no referee is asked: the page must not call them liars."""
+    key = ClaimKey(1, 0, Direction.FORWARD, 2, 0)
+    events: Timed = [(StepSealed(1, 1, 5.0, 1.0, 0.1, 4), 2.0), (Alert(key, "output", ("w2", "w3")), 1.0)]
+    run = make_record("skip", {}, {"pipeline": {"stages": 6}}, events)
+    assert 'class="unclear forward"' in timeline(run)
+    assert "suspects w2, w3" in timeline(run)
+    ruled = make_record("replace", {}, {"pipeline": {"stages": 6}}, [*events, (Ruling(key, ("w2",), 2, "output"), 1.1)])
+    assert "unclear" not in timeline(ruled)
+    assert "w2 lied in 1 forward claim of stage 2" in timeline(ruled)
+
+
+def test_claims_dropped_with_their_step_are_neither_detected_nor_missed() -> None:
+    run = RunRecord("skip", result(90.0, "a", attacked_claims=8, detected=2, missed=1), {}, ())
+    assert render_markdown([run]).splitlines()[2].split("|")[9].strip() == "5"

@@ -69,7 +69,7 @@ def _show_table(console: Console, runs: Sequence[RunRecord]) -> None:
     from holdfast.report.tables import HEADINGS, rows
 
     left = ("label", "weights", "remedy")
-    shown = ("label", "perplexity", "ratio", "weights", "attacked", "detected", "missed", "dropped", "remedy")
+    shown = ("label", "perplexity", "ratio", "weights", "attacked", "detected", "missed", "dropped", "false_alarms", "remedy")
     colours = {"equal": "[green]", "differ": "[red]"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:

@@ -118,15 +118,17 @@ def _words(runs: Sequence[RunRecord]) -> str:
 
 
 def _table(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
-    left = {"label", "defence", "weights", "remedy"}
-    heads = "".join(f"<th{'' if name in left else ' class=num'}>{heading}</th>" for name, heading in HEADINGS.items())
+    left = {"label", "weights", "remedy"}
+    shown = {name: heading for name, heading in HEADINGS.items() if name != "defence"}
+    heads = "".join(f"<th{'' if name in left else ' class=num'}>{heading}</th>" for name, heading in shown.items())
     body = "".join(_table_row(row, colour) for row, colour in zip(rows(runs), colours, strict=True))
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _table_row(row: Row, colour: str) -> str:
     marks = {"equal": "✓ equal to clean", "differ": "differ", "reference": "reference"}
-    cells = [f'<td><i class="swatch {colour}"></i>{escape(row.label)}</td>', f"<td>{escape(row.defence)}</td>"]
+    defence = "" if row.defence == "none" else f"<small>{escape(row.defence)}</small>"
+    cells = [f'<td><i class="swatch {colour}"></i>{escape(row.label)}{defence}</td>']
     for name in list(HEADINGS)[2:]:
         value = escape(str(getattr(row, name)))
         if name == "weights":
@@ -165,7 +167,7 @@ def legend_section(section: str) -> str:
 
 def _catches(run: RunRecord) -> str:
     if not run.catches:
-        return '<p class="note">No lie was traced to one worker.</p>'
+        return '<p class="note">Nobody was proven to have lied: suspects were left out, or the step was done again.</p>'
     body = "".join(
         f"<tr><td><code>{escape(catch.worker)}</code></td><td class=num>{catch.stage}</td><td class=num>{catch.lies}</td>"
         f"<td class=num>{catch.first_step}</td><td class=num>{catch.first_seconds:.2f}</td>"

@@ -1,6 +1,6 @@
 """What the defence did, step by step: a row a stage, a mark where a lie was proven or a stage was left out.
 
-forward ▲   backward ▼   gradient ◆   update ■     hollow: inconclusive     pale bar: left out of the step
+forward ▲   backward ▼   gradient ◆   update ■     hollow: an alert, nobody proven     pale bar: left out
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ OFFSETS = {"forward": -7.0, "backward": 7.0, "gradient": -7.0, "update": 7.0}
 
 def timeline(run: RunRecord) -> str:
     """The drawing of `run` as an SVG element, or an empty text where nothing happened."""
-    marks = _rulings(run)
+    marks = _marks(run)
     bars = run.of("StagesSkipped")
     turns = run.of("WorkerLost", "TakenOver", "Reshadowed", "Banned", "StepRestarted", "RolledBack")
     if not (marks or bars or turns):
         return ""
     shown = list(range(1, max(run.stages - 1, 2)))
-    steps = max([step for step, _ in run.losses] + [ruling["key"]["step"] for ruling in run.of("Ruling")], default=1)
+    steps = max([step for step, _ in run.losses] + [step for step, _, _ in marks], default=1)
     x = Axis(0, max(steps, 1), LEFT, WIDTH - RIGHT - 6)
     rows = {stage: TOP + ROW * (index + 0.5) for index, stage in enumerate(shown)}
     bottom = TOP + ROW * len(shown)
     parts = [_frame(x, rows, bottom)]
     parts += [_bar(record, x, rows) for record in bars]
     parts += [_turn(record, x, bottom) for record in turns if "step" in record]
-    parts += [_mark(key, rulings, x, rows) for key, rulings in marks.items()]
+    parts += [_mark(key, records, x, rows) for key, records in marks.items()]
     return drawing(WIDTH, bottom + BOTTOM, f"What was caught in {run.label}, by step and stage", *parts)
 
 
 def legend() -> str:
     """The marks and their meaning as one line of HTML."""
-    names = [*SHAPES.items(), ("left out of the step", "")]
+    names = [*SHAPES.items(), ("alert, nobody proven", SHAPES["forward"]), ("left out of the step", "")]
     entries = []
     for name, shape in names:
         inside = (
-            element("path", d=shape, transform="translate(8 8)", class_=f"lie {name}")
+            element("path", d=shape, transform="translate(8 8)", class_="unclear" if "alert" in name else f"lie {name}")
             if shape
             else element("rect", x=1, y=4, width=14, height=8, rx=2, class_="left-out")
         )
@@ -57,10 +57,14 @@ def legend() -> str:
     return f'<p class="legend">{"".join(entries)}</p>'
 
 
-def _rulings(run: RunRecord) -> dict[tuple[int, int, str], list[Mapping[str, Any]]]:
+def _marks(run: RunRecord) -> dict[tuple[int, int, str], list[Mapping[str, Any]]]:
+    """Rulings by step, stage and direction; an alert without a ruling about the same claim stands in for one."""
     found: dict[tuple[int, int, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for ruling in run.of("Ruling"):
-        found[ruling["key"]["step"], ruling["stage"], ruling["key"]["direction"]].append(ruling)
+    ruled = {tuple(ruling["key"].values()) for ruling in run.of("Ruling")}
+    for record in run.of("Ruling", "Alert"):
+        key = record["key"]
+        if record["event"] == "Ruling" or tuple(key.values()) not in ruled:
+            found[key["step"], record.get("stage", key["stage"]), key["direction"]].append(record)
     return found
 
 
@@ -74,15 +78,16 @@ def _frame(x: Axis, rows: Mapping[int, float], bottom: float) -> str:
     return "".join(parts)
 
 
-def _mark(key: tuple[int, int, str], rulings: list[Mapping[str, Any]], x: Axis, rows: Mapping[int, float]) -> str:
+def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, rows: Mapping[int, float]) -> str:
     step, stage, direction = key
     if stage not in rows:
         return ""
-    culprits = sorted({worker for ruling in rulings for worker in ruling["culprits"]})
-    what = f"{' and '.join(culprits)} lied" if culprits else "inconclusive"
-    reasons = ", ".join(sorted({ruling["reason"] for ruling in rulings}))
-    when = f"virtual {rulings[0]['seconds']:.2f} s"
-    told = f"step {step}: {what} in {_claims(len(rulings), direction)} of stage {stage} ({reasons}), {when}"
+    culprits = sorted({worker for record in records for worker in record.get("culprits", ())})
+    suspects = sorted({worker for record in records for worker in record.get("suspects", ())})
+    what = f"{' and '.join(culprits)} lied in" if culprits else f"nobody proven, suspects {', '.join(suspects)}, for"
+    reasons = ", ".join(sorted({record["reason"] for record in records}))
+    when = f"virtual {records[0]['seconds']:.2f} s"
+    told = f"step {step}: {what} {_claims(len(records), direction)} of stage {stage} ({reasons}), {when}"
     place = f"translate({x.at(step):.1f} {rows[stage] + OFFSETS[direction]:.1f}) scale(.85)"
     kind = "lie" if culprits else "unclear"
     return element("path", title(told), d=SHAPES[direction], transform=place, class_=f"{kind} {direction}")
