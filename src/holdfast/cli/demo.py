@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from holdfast.report import RunRecord
 
-PIPED_WIDTH = 120
+PIPED_WIDTH = 104
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +73,7 @@ def _show_table(console: Console, runs: Sequence[RunRecord]) -> None:
     colours = {"equal": "[green]", "differ": "[red]"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
-        table.add_column(HEADINGS[name], justify="left" if name in left else "right", no_wrap=name in left)
+        table.add_column(HEADINGS[name].replace(" ", "\n"), justify="left" if name in left else "right", no_wrap=name in left)
     for row in rows(runs):
         table.add_row(*(colours.get(cell, "") + cell for cell in (getattr(row, name) for name in shown)))
     console.print(table)
