@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from holdfast.report import RunRecord
 
-PIPED_WIDTH = 104
+PIPED_WIDTH = 112
 
 
 def register(app: typer.Typer) -> None:
