@@ -14,7 +14,7 @@ from typing import Protocol
 from holdfast import seeds
 from holdfast.claim import Role, StageState
 from holdfast.config import RunConfig
-from holdfast.coordinator import Coordinator, Policy
+from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event
@@ -35,6 +35,7 @@ from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
 from holdfast.stage import Terms
+from holdfast.step import Policy
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
 from holdfast.worker import Hardware, Worker
