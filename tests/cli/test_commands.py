@@ -87,6 +87,13 @@ def test_report_compares_runs(holdfast, tmp_path: Path) -> None:
     assert holdfast("report", str(clean), "-f", "csv").out.startswith("label,")
 
 
+def test_report_tells_runs_of_one_label_apart(holdfast, tmp_path: Path) -> None:
+    runs = [str(finished_run(tmp_path / name, "clean", "1")) for name in ("first", "second")]
+    told = holdfast("report", *runs).out
+    assert "| clean (first) |" in told
+    assert "| clean (second) |" in told
+
+
 def test_report_refuses_what_it_does_not_know(holdfast, tmp_path: Path) -> None:
     assert holdfast("report", str(tmp_path / "none")).code == 2
     run = finished_run(tmp_path / "a", "clean", "1")

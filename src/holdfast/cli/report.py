@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from holdfast.report import RunRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +27,20 @@ def report(
     renderers = {"md": render_markdown, "csv": render_csv, "html": render_html}
     if form not in renderers:
         raise ConfigError(f"--format {form!r}: known are {', '.join(renderers)}")
-    content = renderers[form]([read_run(run) for run in runs])
+    content = renderers[form](_told_apart([(run, read_run(run)) for run in runs]))
     if to is None:
         print(content, end="")
     else:
         to.write_text(content, encoding="utf-8")
         print(to)
+
+
+def _told_apart(found: list[tuple[Path, RunRecord]]) -> list[RunRecord]:
+    """Runs that have the same label are called by their directories."""
+    from collections import Counter
+    from dataclasses import replace
+
+    labels = Counter(run.label for _, run in found)
+    return [
+        run if labels[run.label] == 1 else replace(run, label=f"{run.label} ({path.resolve().name})") for path, run in found
+    ]

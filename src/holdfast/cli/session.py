@@ -68,6 +68,8 @@ def first_interrupt_calls(stop: Callable[[], None]) -> Iterator[Callable[[], boo
 
 
 def _told(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {count}" for key, count in value.items())
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
