@@ -21,7 +21,7 @@ from holdfast.recover.remedy import Dispute, Investigate, Redo
 from holdfast.stage import COORDINATOR, REFEREE
 from holdfast.step import Policy, StepState
 from holdfast.verify.board import Posting
-from holdfast.verify.chain import ingredients
+from holdfast.verify.chain import children, ingredients
 from holdfast.verify.recompute import compare
 from holdfast.verify.referee import judge
 from holdfast.verify.verdict import Accepted as Agreed
@@ -71,6 +71,8 @@ class Court:
             return self._accept(now, believed)
         if primary is None or (shadow is None and now.route.shadows[key.stage] is not None):
             return []
+        if any(parent not in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches)):
+            return []  # its holders believed themselves before the board had ruled; it is decided when that has
         match compare(primary, shadow, now.inputs(key)):
             case Agreed():
                 return self._accept(now, primary)
@@ -81,13 +83,21 @@ class Court:
                 return self._dispute(now, Dispute(key, reason, untrusted, now.route))
 
     def _accept(self, now: StepState, header: Header) -> list[Envelope]:
-        """`header` stands. Tell whoever needs the tensor; have it supplied where the primary's own will not do."""
+        """`header` stands: tell whoever needs the tensor, and rule on what has waited for it."""
         key = header.key
         now.board.accept(key, header.output)
         if key.direction is Direction.GRADIENT:
             now.accounts[key.stage] = header.norms
-        if key.direction in (Direction.GRADIENT, Direction.UPDATE):
+        if key.direction in (Direction.GRADIENT, Direction.UPDATE) or not self._policy.checked:
             return []
+        envelopes = self._hand_on(now, header)
+        for child in children(key, now.route):
+            envelopes += self.decide(now, child)
+        return envelopes
+
+    def _hand_on(self, now: StepState, header: Header) -> list[Envelope]:
+        """Let the consumers use the tensor; have it supplied where the primary's own will not do."""
+        key = header.key
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
         if header.worker != now.route.primaries[key.stage]:

@@ -5,7 +5,8 @@
     both, equal               usable
     both, different           dropped, and the coordinator is told, who has it sent again by another holder
 
-With defences off nothing is ruled, and what is delivered first is usable.
+A worker also believes itself: its own output feeds its other seat at once, and a delivery with the digest that its own shadow
+computed is usable before the board has ruled. With defences off nothing is ruled, and what is delivered first is usable.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ class Inbox:
         self._rulings: dict[ClaimKey, bytes] = {}
         self._deliveries: dict[ClaimKey, list[_Delivery]] = {}
         self._usable: dict[ClaimKey, Claim] = {}
+        self._vouched: dict[ClaimKey, bytes] = {}
 
     def begin(self, step: int, attempt: int) -> None:
         """Forget everything that belongs to an earlier step or attempt."""
         self._now = (step, attempt)
-        for table in (self._rulings, self._deliveries, self._usable):
+        for table in (self._rulings, self._deliveries, self._usable, self._vouched):
             for key in [key for key in table if (key.step, key.attempt) < self._now]:
                 del table[key]
 
@@ -75,12 +77,28 @@ class Inbox:
             return []
         delivery = _Delivery(sender, claim, tensor_digest(claim.tensor))
         if key not in self._rulings:
+            if delivery.digest == self._vouched.get(key):
+                self._usable[key] = claim
             waiting = self._deliveries.setdefault(key, [])
             if all(other.sender != sender for other in waiting):  # one place a sender, or it could fill the memory
                 waiting.append(delivery)
             return []
         complaint = self._settle(delivery)
         return [] if complaint is None else [complaint]
+
+    def own(self, claim: Claim) -> None:
+        """The worker's own output, for its other seat; where it is ruled to be wrong, the fault is here."""
+        key = claim.header.key
+        if (key.step, key.attempt) >= self._now:
+            self._usable.setdefault(key, claim)
+            self._vouched.setdefault(key, claim.header.output)
+
+    def vouch(self, key: ClaimKey, output: bytes) -> None:
+        """The worker's own shadow computed `output`: a delivery with this digest is right, whatever else the board hears."""
+        self._vouched[key] = output
+        for delivery in self._deliveries.get(key, []):
+            if delivery.digest == output:
+                self._usable.setdefault(key, delivery.claim)
 
     def claim(self, key: ClaimKey) -> Claim | None:
         """The claim that may be used for `key`, or None while it is not settled."""
@@ -98,8 +116,8 @@ class Inbox:
         return next((delivery.claim.origin for delivery in self._deliveries.get(key, [])), None)
 
     def digest(self, key: ClaimKey) -> bytes:
-        """The digest of a usable tensor; empty with defences off, where nothing is hashed."""
-        return self._rulings.get(key, b"")
+        """The digest of a usable tensor: as ruled, else as computed here; empty with defences off, where nothing is hashed."""
+        return self._rulings.get(key) or self._vouched.get(key, b"")
 
     def _settle(self, delivery: _Delivery) -> Complaint | None:
         key = delivery.claim.header.key

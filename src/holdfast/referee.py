@@ -104,7 +104,9 @@ class Referee:
 
     def _requests(self, case: Examine) -> list[Envelope]:
         """Ask every holder at once: one honest answer is enough, and a silent liar costs no time."""
-        bench = self._benches.setdefault(case.key.stage, _Bench(self._execution(case.key.stage)))
+        if case.key.stage not in self._benches:
+            self._benches[case.key.stage] = _Bench(self._execution(case.key.stage))
+        bench = self._benches[case.key.stage]
         envelopes = []
         if bench.version != case.version:
             bench.execution.begin(case.key.step)

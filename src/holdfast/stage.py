@@ -52,7 +52,7 @@ class _Progress:
 
     step: int = -1
     attempt: int = 0
-    actions: list[Action] = field(default_factory=list)
+    actions: dict[Action, int] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     outputs: dict[ClaimKey, Claim] = field(default_factory=dict)
     tied: dict[int, Tensor] = field(default_factory=dict)
@@ -120,7 +120,8 @@ class Stage:
         self.execution.begin(step)
         works = active and self.index not in route.bypassed
         home = self.index + (self.role is Role.SHADOW)  # a shadow works in its host's order
-        self._now = _Progress(step, attempt, list(self._terms.actions(home)) if works else [], posted=not works)
+        order = self._terms.actions(home) if works else ()
+        self._now = _Progress(step, attempt, {action: place for place, action in enumerate(order)}, posted=not works)
 
     def reroute(self, route: Route) -> list[Envelope]:
         """Follow a new route. A shadow that becomes primary sends what the lost primary may have left unsent."""
@@ -149,7 +150,7 @@ class Stage:
 
     def next_action(self, inbox: Inbox) -> tuple[int, Action] | None:
         """The first action in schedule order whose inputs are verified, with its place in the order."""
-        for place, action in enumerate(self._now.actions):
+        for action, place in self._now.actions.items():
             if self._is_ready(action, inbox):
                 return place, action
         return None
@@ -162,7 +163,7 @@ class Stage:
 
     def perform(self, action: Action, inbox: Inbox) -> list[Envelope]:
         """Compute one action and claim its result."""
-        self._now.actions.remove(action)
+        del self._now.actions[action]
         if action.kind is Kind.FORWARD:
             return self._forward(action.micro_batch, inbox)
         return self._backward(action.micro_batch, inbox)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Role
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import state_digest
 from holdfast.errors import ProtocolError
 from holdfast.execution import StageExecution
@@ -197,9 +197,22 @@ class Worker:
             case Direction.UPDATE:
                 return seat.claim_update()
             case Direction.FORWARD:
-                return seat.perform(Action(Kind.FORWARD, work.key.micro_batch), self._inbox)
+                return self._keep_own(seat.perform(Action(Kind.FORWARD, work.key.micro_batch), self._inbox))
             case Direction.BACKWARD:
-                return seat.perform(Action(Kind.BACKWARD, work.key.micro_batch), self._inbox)
+                return self._keep_own(seat.perform(Action(Kind.BACKWARD, work.key.micro_batch), self._inbox))
+
+    def _keep_own(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
+        """What one seat makes for another on this worker goes into the inbox at once; the rest is sent."""
+        sent = []
+        for envelope in envelopes:
+            message = envelope.message
+            if isinstance(message, Claim) and envelope.recipient == self.name:
+                self._inbox.own(message)
+                continue
+            if isinstance(message, Header) and message.role is Role.SHADOW:
+                self._inbox.vouch(message.key, message.output)
+            sent.append(envelope)
+        return sent
 
     def _action_work(self, seat: Stage, action: Action) -> Work:
         backward = action.kind is Kind.BACKWARD

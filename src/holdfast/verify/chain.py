@@ -38,6 +38,16 @@ def ingredients(key: ClaimKey, route: Route, micro_batches: int) -> tuple[ClaimK
     return tuple(parent for m in range(micro_batches) for parent in parents(replace(whole, micro_batch=m), route))
 
 
+def children(key: ClaimKey, route: Route) -> tuple[ClaimKey, ...]:
+    """The claims that may have waited for `key` to be accepted: those with it among their ingredients."""
+    forward = key.direction is Direction.FORWARD
+    stage = route.after(key.stage) if forward else route.before(key.stage)
+    if stage is None or key.micro_batch == WHOLE_STEP:
+        return ()
+    fed = [replace(key, stage=stage)] + [replace(key, stage=stage, direction=Direction.BACKWARD)] * forward
+    return (*fed, ClaimKey(key.step, key.attempt, Direction.GRADIENT, stage))
+
+
 def expected_inputs(key: ClaimKey, route: Route, accepted: Mapping[ClaimKey, bytes]) -> tuple[bytes, ...] | None:
     """The digests that an honest header of `key` must name; None while a parent is not accepted yet."""
     wanted = parents(key, route)
