@@ -1,5 +1,6 @@
 """The wrapper around an honest worker, with a scripted worker w2: primary of stage 2 and shadow of stage 1 of K = 5."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -200,6 +201,46 @@ def test_other_input_without_deliveries_stays_honest_and_is_no_lie():
     sent = execute(dishonest("other-input", ledger))
     assert sent[0].message == execute(ScriptedWorker())[0].message
     assert not ledger.keys
+
+
+class WithoutJump(ScriptedWorker):
+    """Shows the input that it worked from, as a stage does where the jumping connection is left out."""
+
+    def claim(self, key, role=Role.PRIMARY):
+        return replace(super().claim(key, role), origin=INPUT)
+
+
+def test_other_input_shows_the_verifier_the_input_that_explains_its_output():
+    worker = dishonest("other-input", inner=WithoutJump())
+    deliver(worker)
+    for envelope in execute(worker)[1:]:
+        assert same_bytes(envelope.message.origin, INPUT.roll(1, 0))
+        assert same_bytes(envelope.message.tensor, Module()(envelope.message.origin).detach())
+    assert same_bytes(execute(worker, attempt=1)[1].message.origin, INPUT)
+
+
+@pytest.mark.parametrize("attack", ["sign-flip", "zeros", "permute"])
+def test_other_attacks_show_their_true_input(attack):
+    worker = dishonest(attack, inner=WithoutJump())
+    deliver(worker)
+    assert all(same_bytes(envelope.message.origin, INPUT) for envelope in execute(worker)[1:])
+
+
+def test_other_input_without_deliveries_shows_its_true_input():
+    assert same_bytes(execute(dishonest("other-input", inner=WithoutJump()))[1].message.origin, INPUT)
+
+
+def test_an_attack_that_shows_another_shape_is_named():
+    class Narrow(Attack):
+        def forge(self, honest, scene):
+            return -honest
+
+        def pretend(self, origin, scene):
+            return origin[:1]
+
+    worker = DishonestWorker(WithoutJump(), Narrow(), Campaign((2,)), Ledger())
+    with pytest.raises(ConfigError, match=r"attack Narrow: pretend gave a tensor of \(\(1, 3, 4\)"):
+        execute(worker)
 
 
 def test_recomputation_touches_no_global_random_number():

@@ -102,6 +102,13 @@ class Attack(Misconduct, ABC):
     @abstractmethod
     def forge(self, honest: Tensor, scene: Scene) -> Tensor: ...
 
+    def pretend(self, origin: Tensor, scene: Scene) -> Tensor:
+        """What to show as the own input, where a verifier has no other source for it (`duplicate-only`): by default the truth.
+
+        Called for each struck forward claim that shows its `origin`; the same rules as for `forge`.
+        """
+        return origin
+
 
 def _check_kind(owner: Misconduct, name: str, value: object, default: object) -> None:
     kinds: dict[type, tuple[tuple[type, ...], str]] = {

@@ -82,7 +82,10 @@ class Lie(Misconduct, ABC):
 
 
 class Forgery(Lie):
-    """The lie about a value, told consistently: every claim, every header says the same forged tensor."""
+    """The lie about a value, told consistently: every claim, every header says the same forged tensor.
+
+    Where a claim shows the input that it was made from, the attack may show another one.
+    """
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
@@ -100,8 +103,17 @@ class Forgery(Lie):
         output = tensor_digest(forged) if header.output else b""  # with defences off nothing is hashed
         lying = replace(header, output=output)
         if isinstance(envelope.message, Claim):
-            return [replace(envelope, message=replace(envelope.message, header=lying, tensor=forged))]
+            origin = self._pretend(envelope.message.origin, backstage)
+            return [replace(envelope, message=Claim(lying, forged, origin))]
         return [replace(envelope, message=lying)]
+
+    def _pretend(self, origin: Tensor | None, backstage: Backstage) -> Tensor | None:
+        """The input that the verifier is shown, for it to come to the forged output by honest work."""
+        if origin is None:
+            return None
+        shown = self.attack.pretend(origin.clone(), backstage.scene).detach()
+        self._check("pretend", origin, shown)
+        return shown.contiguous()
 
     def _forge(self, backstage: Backstage) -> Tensor | None:
         slot = (backstage.scene.worker, backstage.key)
@@ -109,16 +121,16 @@ class Forgery(Lie):
             self._forged = {old: tensor for old, tensor in self._forged.items() if old[1].step == backstage.key.step}
             honest = backstage.honest
             forged = self.attack.forge(honest.clone(), backstage.scene).detach()
-            self._check(honest, forged)
+            self._check("forge", honest, forged)
             self._forged[slot] = forged.contiguous()
             backstage.record("output", tensor_digest(honest), tensor_digest(forged))
         return self._forged.get(slot)
 
-    def _check(self, honest: Tensor, forged: Tensor) -> None:
-        got, needed = ((tuple(t.shape), t.dtype, t.device) for t in (forged, honest))
+    def _check(self, method: str, honest: Tensor, made: Tensor) -> None:
+        got, needed = ((tuple(t.shape), t.dtype, t.device) for t in (made, honest))
         if got != needed:
             name = type(self.attack).__name__
-            raise ConfigError(f"attack {name}: forge gave a tensor of {got}, needed {needed}, like the honest one")
+            raise ConfigError(f"attack {name}: {method} gave a tensor of {got}, needed {needed}, like the honest one")
 
 
 def lie_of(misconduct: Misconduct) -> Lie:

@@ -155,8 +155,9 @@ class Perturb(Attack):
 class OtherInput(Attack):
     """Run the stage honestly, on another input: the rows of the batch rolled by one, or one sequence reversed.
 
-    Every statistic of the output is that of an honest one. Where the input never crossed a wire it has nothing to run on and
-    stays honest.
+    Every statistic of the output is that of an honest one, and a verifier who must take the liar's word for the input is shown
+    the other input: what the jumping connection is for. Where the input never crossed a wire it has nothing to run on and stays
+    honest.
 
     >>> OtherInput.disguise(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])).flatten()
     tensor([3., 4., 1., 2.])
@@ -164,6 +165,9 @@ class OtherInput(Attack):
 
     def forge(self, honest: Tensor, scene: Scene) -> Tensor:
         return scene.recompute(self.disguise(scene.inputs[0])) if scene.inputs else honest.clone()
+
+    def pretend(self, origin: Tensor, scene: Scene) -> Tensor:
+        return self.disguise(origin) if scene.inputs else origin
 
     @staticmethod
     def disguise(tensor: Tensor) -> Tensor:
