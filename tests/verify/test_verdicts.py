@@ -13,7 +13,7 @@ from holdfast.verify.verdict import Accepted, Rejected, Unverifiable
 
 KEY = ClaimKey(0, 0, Direction.GRADIENT, 2)
 PRIMARY = Header("run", KEY, 5, 1, "w2", Role.PRIMARY, (b"in",), b"out", (1.0, float("nan")))
-SHADOW = replace(PRIMARY, worker="w3", role=Role.SHADOW)
+SHADOW = replace(PRIMARY, worker="w3", role=Role.SHADOW, norms=(1.0, float("nan")))  # another NaN object, the same bytes
 INPUTS = (b"in",)
 HONEST, PARENT, OUTPUT, NORMS = {}, {"inputs": (b"x",)}, {"output": b"x"}, {"norms": (1.0, 2.0)}
 BOTH = ("w2", "w3")
@@ -44,6 +44,12 @@ def test_one_account_alone_is_never_a_pass():
     assert isinstance(compare(PRIMARY, None, INPUTS), Unverifiable)
     assert isinstance(compare(PRIMARY, None, None), Unverifiable)
     assert compare(replace(PRIMARY, **PARENT), None, INPUTS) == Rejected("parent", ("w2",))
+
+
+def test_a_claim_without_parents_must_not_name_any():
+    bare = replace(PRIMARY, inputs=())
+    assert compare(bare, SHADOW, ()) == Rejected("parent", ("w3",))
+    assert compare(bare, replace(SHADOW, inputs=()), ()) == Accepted(b"out")
 
 
 def test_without_a_chain_inputs_are_not_compared():

@@ -1,0 +1,149 @@
+"""The inbox as the table of its first page: what was delivered, what was ruled, what may be used, who is told on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
+from holdfast.digest import same_bytes, tensor_digest
+from holdfast.inbox import Boundary, Inbox
+from holdfast.message import Complaint
+
+KEY = ClaimKey(3, 1, Direction.FORWARD, 1, 0)
+TRUE = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+FALSE = -TRUE
+RULING = tensor_digest(TRUE)
+
+
+def inbox(*, checked=True):
+    found = Inbox(Boundary((2, 3, 4), torch.float32), checked=checked)
+    found.begin(3, 1)
+    return found
+
+
+def claim(tensor=TRUE, key=KEY, origin=None, said=None):
+    return Claim(Header("run", key, 0, 0, "w1", Role.PRIMARY, (), said or tensor_digest(tensor)), tensor, origin)
+
+
+COMPLAINT = Complaint(KEY, "w1", tensor_digest(FALSE))
+TABLE = [  # what comes in which order (rule, true, false), what may be used, who is told on
+    ("true", False, []),
+    ("rule", False, []),
+    ("false", False, []),
+    ("rule true", True, []),
+    ("true rule", True, []),
+    ("rule false", False, [COMPLAINT]),
+    ("false rule", False, [COMPLAINT]),
+    ("rule true false", True, []),  # too late to do harm
+    ("rule false true", True, [COMPLAINT]),
+    ("false true rule", False, [COMPLAINT]),  # one place a sender: the second one is not even kept
+    ("rule rule true true", True, []),
+]
+
+
+@pytest.mark.parametrize(("order", "usable", "complaints"), TABLE)
+def test_a_tensor_counts_once_its_digest_is_the_board_s(order, usable, complaints):
+    box, told = inbox(), []
+    for word in order.split():
+        if word == "rule":
+            told += box.rule(KEY, RULING)
+        else:
+            told += box.deliver("w1", claim(TRUE if word == "true" else FALSE))
+    assert told == complaints
+    assert (box.claim(KEY) is not None) is (box.tensor(KEY) is not None) is usable
+    assert not usable or same_bytes(box.tensor(KEY), TRUE)
+
+
+def test_the_digest_of_the_tensor_counts_and_not_what_its_header_says():
+    box = inbox()
+    box.rule(KEY, RULING)
+    assert box.deliver("w1", claim(FALSE, said=RULING)) == [COMPLAINT]
+    assert box.deliver("w1", claim(TRUE, said=b"nonsense")) == []
+    assert box.digest(KEY) == RULING
+
+
+def test_nothing_is_usable_because_a_ruling_came_twice():
+    box = inbox()
+    box.rule(KEY, RULING)
+    box.deliver("w1", claim(FALSE))
+    assert box.rule(KEY, tensor_digest(FALSE)) == []
+    assert box.tensor(KEY) is None
+    assert box.digest(KEY) == RULING
+
+
+def test_another_sender_s_copy_waits_beside_a_false_one():
+    box = inbox()
+    box.deliver("w1", claim(FALSE))
+    box.deliver("w2", claim(TRUE))
+    assert box.rule(KEY, RULING) == [COMPLAINT]
+    assert same_bytes(box.tensor(KEY), TRUE)
+
+
+def test_a_sender_cannot_fill_the_memory():
+    box = inbox()
+    for _ in range(10):
+        box.deliver("w1", claim(FALSE))
+    assert len(box.rule(KEY, RULING)) == 1
+
+
+MALFORMED = {
+    "another batch": TRUE[:1],
+    "a flat tensor": TRUE.flatten(),
+    "a transposed one": TRUE.transpose(1, 2),
+    "another dtype": TRUE.to(torch.bfloat16),
+    "integers": TRUE.to(torch.int64),
+    "nothing": torch.empty(0),
+}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_does_not_fit_the_boundary_is_refused_at_once(name, checked):
+    box = inbox(checked=checked)
+    assert box.deliver("w1", claim(MALFORMED[name])) == [Complaint(KEY, "w1", b"")]
+    assert box.deliver("w1", claim(TRUE, origin=MALFORMED[name])) == [Complaint(KEY, "w1", b"")]
+    assert box.tensor(KEY) is None
+    assert box.origin(KEY) is None
+
+
+@pytest.mark.parametrize(("step", "attempt", "kept"), [(2, 9, False), (3, 0, False), (3, 1, True), (3, 2, True), (4, 0, True)])
+def test_what_is_old_is_dropped_and_what_is_early_is_kept(step, attempt, kept):
+    box, key = inbox(), replace(KEY, step=step, attempt=attempt)
+    box.deliver("w1", claim(key=key))
+    box.rule(key, RULING)
+    assert (box.tensor(key) is not None) is kept
+    box.begin(4, 0)
+    assert (box.tensor(key) is not None) is (step == 4)
+    assert box.digest(key) == (RULING if step == 4 else b"")
+
+
+def test_a_new_attempt_forgets_the_deliveries_of_the_old_one():
+    box, later = inbox(), replace(KEY, attempt=2)
+    box.deliver("w1", claim(FALSE))
+    box.deliver("w1", claim(key=later))
+    box.begin(3, 2)
+    assert box.rule(KEY, RULING) == []
+    box.rule(later, RULING)
+    assert box.tensor(later) is not None
+
+
+def test_with_defences_off_the_first_delivery_is_usable_and_nothing_is_hashed():
+    box = inbox(checked=False)
+    assert box.deliver("w1", claim(FALSE)) == []
+    assert box.deliver("w2", claim(TRUE)) == []
+    assert same_bytes(box.tensor(KEY), FALSE)
+    assert box.digest(KEY) == b""
+    box.deliver("w1", claim(key=replace(KEY, step=2)))
+    assert box.tensor(replace(KEY, step=2)) is None
+
+
+def test_the_claimed_origin_is_shown_before_the_ruling():
+    """Without the jumping connection it is the verifier's only source; the header that follows names its digest."""
+    box = inbox()
+    assert box.origin(KEY) is None
+    box.deliver("w1", claim(TRUE, origin=FALSE))
+    assert same_bytes(box.origin(KEY), FALSE)
+    assert box.tensor(KEY) is None
+    box.rule(KEY, RULING)
+    assert same_bytes(box.origin(KEY), FALSE)
