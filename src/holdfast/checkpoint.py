@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Snapshot:
 
     `weights` by whole-model name (tied tensors once); `moments` holds NAME.exp_avg and NAME.exp_avg_sq; `updates` counts
     the optimizer steps that each parameter took; `digests` maps each stage to the hex digest that both holders sealed;
-    `certified` says that every step up to here was checked.
+    `certified` says that every step up to here was checked; `progress` is what the trainer counted (plain values).
     """
 
     version: int
@@ -51,6 +51,7 @@ class Snapshot:
     certified: bool
     run: str = ""
     config_toml: str = ""
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -89,6 +90,22 @@ def latest_checkpoint(root: Path, *, certified: bool = False) -> Path | None:
     return next((path for path in newest_first if not certified or _is_certified(path)), None)
 
 
+def version_of(path: Path) -> int | None:
+    """The version that the name of a checkpoint's directory says; None where it is none."""
+    match = _NAME.fullmatch(path.absolute().name)
+    return int(match[1]) if match else None
+
+
+def drop_later(root: Path, version: int) -> None:
+    """Settle what a killed write left in `root`, and remove checkpoints of steps that are going to be taken again."""
+    if not root.is_dir():
+        return
+    clear_leftovers(root)
+    for path in _checkpoints(root):
+        if (version_of(path) or 0) > version:
+            remove_directory(path)
+
+
 def read_checkpoint(path: Path) -> Snapshot:
     """Verify every file against the manifest, then read; raises CheckpointError naming the file that is at fault."""
     if not path.is_dir():
@@ -113,6 +130,7 @@ def read_checkpoint(path: Path) -> Snapshot:
         certified=state["certified"],
         run=state["run"],
         config_toml=state["config"],
+        progress=state["progress"],
     )
 
 
@@ -221,6 +239,7 @@ def _write_state(path: Path, snapshot: Snapshot, config_toml: str, in_model: lis
         "config": config_toml,
         "config_sha256": hashlib.sha256(config_toml.encode()).hexdigest(),
         "weights_in_model": in_model,
+        "progress": dict(snapshot.progress),
     }
     path.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
@@ -233,6 +252,7 @@ _FIELDS: dict[str, type] = {
     "digests": dict,
     "config": str,
     "weights_in_model": list,
+    "progress": dict,
 }
 
 
@@ -244,7 +264,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         got = state.get("schema") if isinstance(state, dict) else state
         raise CheckpointError(f"{path} has schema {got!r}, this version of Holdfast reads {SCHEMA}")
-    for field, kind in _FIELDS.items():
-        if not isinstance(state.get(field), kind):
-            raise CheckpointError(f"{path}: {field} is {state.get(field)!r}, it must be of type {kind.__name__}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"{path}: {name} is {state.get(name)!r}, it must be of type {kind.__name__}")
     return state

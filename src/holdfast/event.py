@@ -27,6 +27,13 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on from its checkpoint of `version`, in another process: what was told of later steps is void."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepSealed:
     """Step `step` is committed. `loss` is nats a token; `gradient_norm` is the global norm before clipping."""
 
@@ -141,6 +148,7 @@ class RunFinished:
 
 Event = (
     RunStarted
+    | Resumed
     | StepSealed
     | Alert
     | Ruling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from holdfast.claim import StageState
 from holdfast.config import ModelConfig, RunConfig
 from holdfast.data import BatchSource, Blocks, Corpus, load_corpus, load_tokenizer, pack, pack_measured, train_tokenizer
 from holdfast.data import validation_blocks as cut_validation
+from holdfast.errors import ConfigError, SetupError
 from holdfast.partition import Lora, ModelSource, Plan, describe, initial_weights, make_plan
+from holdfast.partition.memory import Batch, available_memory, check_memory, memory_per_worker
+from holdfast.partition.scratch import SCRATCH_KINDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +59,9 @@ def fresh_state(plan: Plan, stage: int, weights: dict[str, torch.Tensor]) -> Sta
 
 def prepare(config: RunConfig) -> Job:
     """Load and check all that a run needs. Raises DataError, ConfigError, PartitionError, SetupError; writes nothing."""
+    check_device(config.model.device)
+    if not _from_scratch(config.model.name):
+        describe(config.model.name, positions=config.data.sequence_length)  # a wrong name is no missing tokenizer
     corpus = load_corpus(config.data.name, config.training.seed)
     tokenizer = _tokenizer(config, corpus)
     length = config.data.sequence_length
@@ -79,13 +86,61 @@ def prepare(config: RunConfig) -> Job:
     return Job(config, source, plan, corpus, tokenizer, batches, held_out)
 
 
+def check_fits(job: Job) -> None:
+    """Raise NotEnoughMemory where a worker of the described cluster, or this machine, cannot hold what the plan gives it."""
+    config, pipeline = job.config, job.config.pipeline
+    batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype)
+    needs = memory_per_worker(job.plan, batch, shadows=config.defence_name != "none")
+    check_memory(needs, worker_bytes=config.cluster.memory_bytes, machine_bytes=available_memory())
+
+
+def environment(job: Job) -> dict[str, str]:
+    """What besides the config could change bits: versions, machine, threads, and the text itself."""
+    import transformers
+
+    from holdfast import __version__
+
+    return {
+        "holdfast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "data": job.corpus.source,
+        "data_sha256": job.corpus.sha256,
+    }
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError for a device that torch does not know, SetupError for one that this machine does not have."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is none that torch knows; give cpu, cuda or cuda:N") from None
+    if device.type == "meta":
+        raise ConfigError("the device 'meta' computes nothing; give cpu, cuda or cuda:N")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SetupError(
+            f"device {name!r} cannot be used here ({reason}); use --device cpu, or install a torch for it"
+        ) from None
+
+
 def _tokenizer(config: RunConfig, corpus: Corpus) -> Any:
     """The one that is named, else the model's own, else one trained on the text."""
     if config.data.tokenizer is not None:
         return load_tokenizer(config.data.tokenizer)
-    if ":" in config.model.name:
+    if _from_scratch(config.model.name):
         return train_tokenizer(corpus, config.data.vocabulary)
     return load_tokenizer(config.model.name)
+
+
+def _from_scratch(model: str) -> bool:
+    kind, colon, _ = model.partition(":")
+    return bool(colon) and kind in SCRATCH_KINDS
 
 
 def _lora(model: ModelConfig) -> Lora | None:

@@ -8,35 +8,37 @@ prepare --> deploy --> step, step, step ... --> evaluate, write the model --> Ru
 
 from __future__ import annotations
 
-import platform
+import math
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from holdfast.checkpoint import Snapshot, latest_checkpoint, read_checkpoint, write_checkpoint
-from holdfast.claim import StageState
 from holdfast.cluster import Cluster, Company, names_of_workers
-from holdfast.config import RunConfig, to_toml
-from holdfast.digest import state_digest, weights_digest
-from holdfast.errors import CheckpointError, ConfigError, FaultWindowExceeded
+from holdfast.config import RunConfig
+from holdfast.digest import weights_digest
+from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
-from holdfast.event import CheckpointWritten, Evaluated, Event, RolledBack, RunFinished, RunStarted, WorkerLost
-from holdfast.job import Job, prepare
-from holdfast.partition import is_adapter, save_adapter, save_model, whole_model
-from holdfast.partition.memory import Batch, available_memory, check_memory, memory_per_worker
+from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
+from holdfast.job import Job, check_fits, environment, prepare
+from holdfast.keeper import Keeper, States
+from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
+from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
 
 Observer = Callable[[Event, float], None]
-States = Mapping[int, StageState]
 
 MAX_ROLLBACKS = 64
 """A run that falls back this often makes no headway."""
+
+NOT_SCORED = Evaluation(math.nan, math.nan, math.nan, 0, 0)
 
 
 class Cast(Company, GroundTruth, Protocol):
@@ -67,81 +69,121 @@ class Trainer:
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
+        self._before = Progress()
+        self._began = time.perf_counter()
 
     def stop(self) -> None:
         """Finish the step that is running, write a checkpoint and return; safe to call from a signal handler."""
         self._stopping = True
 
     def run(self) -> RunResult:
-        """Train to the last step, or until `stop`.
+        """Train to the last step, or until `stop`. One torch thread, as long as it lasts: two would give other bits.
 
         Raises a UsageError or SetupError before anything is written where the run cannot start, and FaultWindowExceeded
         where more is broken at once than can be carried.
         """
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        began = time.perf_counter()
-        job = prepare(self._config)
-        self_test(job.source.config, min(3, self._config.pipeline.stages), job.dtype)
-        self._check_memory(job)
-        keeper = _Keeper(self._config, job, self.run_id)
-        states = keeper.resume(self._resume) if self._resume is not None else keeper.initial()
-        self._announce(job)
-        states, step, cluster = self._train(job, keeper, states)
-        self._measure(cluster)
-        weights = {name: tensor for state in states.values() for name, tensor in state.weights.items()}
-        score = self._evaluate(job, states, step)
-        keeper.write_model(weights)
-        result = self._result(job, weights, score, step, time.perf_counter() - began)
-        self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
-        return result
+        try:
+            return self._run()
+        finally:
+            torch.set_num_threads(threads)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _train(self, job: Job, keeper: _Keeper, states: States) -> tuple[States, int, Cluster]:
+    def _run(self) -> RunResult:
+        self._began = time.perf_counter()
+        job = prepare(self._config)
+        self_test(job.source.config, min(3, self._config.pipeline.stages), job.dtype)
+        check_fits(job)
+        keeper = Keeper(self._config, job, self.run_id)
+        states, step, cluster = self._train(job, keeper, self._start(job, keeper))
+        self._measure(cluster)
+        score = self._evaluate(job, states, step)
+        weights = _united(states)
+        keeper.write_model(weights)
+        here = replace(self._result(job, keeper, step, score, self._meter), weights_digest=weights_digest(_published(weights)))
+        result = self._before.plus(here)
+        self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
+        return result
+
+    def _start(self, job: Job, keeper: Keeper) -> States:
+        """The states to go on from. Up to here nothing has been written; from here on the run has its directory."""
+        if self._resume is None:
+            states: States = keeper.initial()
+        else:
+            states, self._before = keeper.resume(self._resume)
+            self._lost |= set(self._before.lost)
+            self.run_id = keeper.run
+        keeper.open(_version(states))
+        if self._resume is not None:
+            self._tell(Resumed(_version(states)), 0.0)
+        self._announce(job)
+        return states
+
+    def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster]:
         cluster = self._deploy(job, states)
-        step = next(iter(states.values())).version
-        while step < self._config.training.steps and not self._stopping:
+        step, steps = _version(states), self._config.training.steps
+        while step < steps and not self._stopping:
             broken = cluster.run_step(step)
             if broken is not None:
                 self._measure(cluster)
                 states = self._fall_back(keeper, step, broken)
-                step = next(iter(states.values())).version
+                step = _version(states)
                 cluster = self._deploy(job, states)
                 continue
             step += 1
-            if self._is_due(step, self._config.output.checkpoint_every):
-                self._keep(keeper, cluster.collect(), step)
-            if self._is_due(step, self._config.training.evaluate_every):
-                self._evaluate(job, cluster.collect(), step)
+            self._look_after(job, keeper, cluster, step)
         states = cluster.collect()
-        self._keep(keeper, states, step)
+        self._keep(job, keeper, cluster, states)
         return states, step, cluster
 
+    def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> None:
+        """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat."""
+        evaluates, keeps = (self._is_due(step, every) for every in self._intervals)
+        states = cluster.collect() if evaluates or keeps else {}
+        if evaluates:
+            self._evaluate(job, states, step)
+        if keeps:
+            self._keep(job, keeper, cluster, states)
+
+    @property
+    def _intervals(self) -> tuple[int, int]:
+        return self._config.training.evaluate_every, self._config.output.checkpoint_every
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return every > 0 and step % every == 0 and step < self._config.training.steps
+
     def _deploy(self, job: Job, states: States) -> Cluster:
+        """A cluster without those who are lost, which remembers who has lied."""
         cluster = Cluster(self.run_id, job, self._tell, self._cast, frozenset(self._lost))
-        cluster.deploy(states, next(iter(states.values())).version)
+        cluster.deploy(states, _version(states))
+        record = cluster.coordinator.membership
+        record.lies.update(self._before.lies)
+        record.lies.update(self._counts.blamed_workers)
+        if self._config.defence.ban_policy == "quarantine":
+            record.quarantined |= record.lies.keys()
         return cluster
 
-    def _fall_back(self, keeper: _Keeper, step: int, reason: str) -> States:
+    def _fall_back(self, keeper: Keeper, step: int, reason: str) -> States:
         """Both holders of a stage are gone: go on from the last certified checkpoint, without those who are lost."""
         self._counts.rollbacks += 1
         if self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {MAX_ROLLBACKS} times, last in step {step}: {reason}")
         states = keeper.last_certified()
-        self._tell(RolledBack(step, next(iter(states.values())).version, reason), 0.0)
+        self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return every > 0 and step % every == 0 and step < self._config.training.steps
-
-    def _keep(self, keeper: _Keeper, states: States, step: int) -> None:
-        path = keeper.keep(states)
+    def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
+        meter = replace(self._meter, seconds=Counter(self._meter.seconds))
+        meter.add(*_usage(cluster))
+        here = self._result(job, keeper, _version(states), NOT_SCORED, meter)
+        path = keeper.keep(states, Progress.of(self._before.plus(here), frozenset(self._lost)))
         if path is not None:
-            self._tell(CheckpointWritten(step, str(path)), 0.0)
+            self._tell(CheckpointWritten(_version(states), str(path)), 0.0)
 
     def _evaluate(self, job: Job, states: States, step: int) -> Evaluation:
-        weights = {name: tensor for state in states.values() for name, tensor in state.weights.items()}
-        model = whole_model(job.source.config, weights, job.lora).to(self._config.model.device)
+        model = whole_model(job.source.config, _united(states), job.lora).to(self._config.model.device)
         score = evaluate(model, job.validation)
         self._tell(Evaluated(step, score.perplexity, score.bits_per_byte), 0.0)
         return score
@@ -150,15 +192,14 @@ class Trainer:
 
     def _measure(self, cluster: Cluster) -> None:
         """Add what a cluster has used, at its end."""
-        launcher = cluster.launcher
-        self._meter.add(launcher.now, cluster.transport.traffic.bytes_sent, launcher.seconds_by_kind)
+        self._meter.add(*_usage(cluster))
 
     def _tell(self, event: Event, seconds: float) -> None:
-        """Pass an event on, in virtual time since the start of the run (a rollback starts a new clock)."""
-        if isinstance(event, WorkerLost):
+        """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
+        if isinstance(event, (WorkerLost, Banned)):
             self._lost.add(event.worker)
         self._meter.latest_s = max(self._meter.latest_s, seconds)
-        at = self._meter.virtual_s + self._meter.latest_s
+        at = self._before.virtual_s + self._meter.virtual_s + self._meter.latest_s
         for observer in self._observers:
             observer(event, at)
 
@@ -170,144 +211,35 @@ class Trainer:
         names = names_of_workers(stages)
         self._tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names), 0.0)
 
-    def _check_memory(self, job: Job) -> None:
-        pipeline = self._config.pipeline
-        batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, self._config.data.sequence_length, job.dtype)
-        needs = memory_per_worker(job.plan, batch, shadows=self._config.defence_name != "none")
-        check_memory(needs, worker_bytes=self._config.cluster.memory_bytes, machine_bytes=available_memory())
-
-    def _result(
-        self, job: Job, weights: Mapping[str, torch.Tensor], score: Evaluation, steps: int, seconds: float
-    ) -> RunResult:
+    def _result(self, job: Job, keeper: Keeper, steps: int, score: Evaluation, meter: Meter) -> RunResult:
+        """What this process has come to; what came before it was resumed is not in it."""
         run = RunFacts(
             self.run_id,
             steps,
             job.batches.tokens_per_step * len(self._counts.sealed),
-            seconds,
-            weights_digest(_published(weights)),
-            self._config.defence_name != "none",
+            time.perf_counter() - self._began,
+            "",
+            keeper.certified,
             self._stopping,
             self._config.output.dir,
         )
-        return summarise(run, score, self._counts, self._meter, self._cast)
+        return summarise(run, score, self._counts, meter, self._cast)
 
 
-class _Keeper:
-    """Checkpoints of a run: on disk where it has a directory, else the last one in memory."""
+def _version(states: States) -> int:
+    return next(iter(states.values())).version
 
-    def __init__(self, config: RunConfig, job: Job, run: str) -> None:
-        self._config = config
-        self._job = job
-        self._run = run
-        self._memory: States | None = None
-        self._certified = config.defence_name != "none"
-        self._out = Path(config.output.dir) if config.output.dir is not None else None
 
-    def initial(self) -> dict[int, StageState]:
-        return {stage: self._job.initial_state(stage) for stage in range(self._job.plan.stages)}
+def _united(states: States) -> dict[str, torch.Tensor]:
+    return {name: tensor for state in states.values() for name, tensor in state.weights.items()}
 
-    def keep(self, states: States) -> Path | None:
-        """Make `states` the newest checkpoint; gives its path where it was written."""
-        if self._out is None:
-            self._memory = states
-            return None
-        version = next(iter(states.values())).version
-        snapshot = Snapshot(
-            version,
-            {name: tensor for state in states.values() for name, tensor in state.weights.items()},
-            {name: tensor for state in states.values() for name, tensor in state.moments.items()},
-            {name: state.updates for i, state in states.items() for name in self._job.plan.trainable_of(i)},
-            {str(stage): state_digest(state).hex() for stage, state in states.items()},
-            self._certified,
-            self._run,
-            to_toml(self._config),
-        )
-        return write_checkpoint(
-            self._out / "checkpoints",
-            snapshot,
-            save_model=lambda path: self._save_model(path, snapshot.weights),
-            config_toml=snapshot.config_toml,
-            keep=self._config.output.keep,
-        )
 
-    def last_certified(self) -> States:
-        """The newest certified checkpoint, or version 0, which is certified by how it was made."""
-        if self._out is not None:
-            path = latest_checkpoint(self._out / "checkpoints", certified=self._certified)
-            if path is not None:
-                return self._states(read_checkpoint(path))
-        return self._memory or self.initial()
-
-    def resume(self, source: Path) -> States:
-        """The newest checkpoint of the run in `source`, or the checkpoint `source`; raises CheckpointError."""
-        root = source / "checkpoints"
-        path = latest_checkpoint(root) if root.is_dir() else source
-        if path is None:
-            return self.initial()
-        snapshot = read_checkpoint(path)
-        if snapshot.version > self._config.training.steps:
-            raise ConfigError(f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps")
-        return self._states(snapshot)
-
-    def write_model(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """The finished model in Hugging Face form (with LoRA: a PEFT adapter), tokenizer beside it."""
-        if self._out is not None:
-            self._save_model(self._out / "model", weights)
-
-    def _save_model(self, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        job = self._job
-        if job.lora is None:
-            save_model(path, job.source.config, weights, job.tokenizer)
-            return
-        adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
-        save_adapter(path, job.lora, adapters, job.source.name)
-        job.tokenizer.save_pretrained(path)
-
-    def _states(self, snapshot: Snapshot) -> dict[int, StageState]:
-        """Cut a snapshot into stages; it may come from another cut, since its names are those of the whole model."""
-        plan, states = self._job.plan, {}
-        for stage in range(plan.stages):
-            names = plan.stage_parameters[stage]
-            missing = [name for name in names if name not in snapshot.weights]
-            if missing:
-                raise CheckpointError(f"the checkpoint holds another model: it lacks {missing[0]!r}; give the run's own config")
-            trainable = plan.trainable_of(stage)
-            counts = {snapshot.updates.get(name, snapshot.version) for name in trainable}
-            if len(counts) > 1:
-                raise CheckpointError(
-                    f"stage {stage} would unite parameters with {sorted(counts)} updates (stages were skipped); "
-                    "resume with the cut that the run had"
-                )
-            kinds = ("exp_avg", "exp_avg_sq")
-            moments = {f"{n}.{k}": snapshot.moments[f"{n}.{k}"] for n in trainable for k in kinds}
-            weights = {name: snapshot.weights[name] for name in names}
-            states[stage] = StageState(stage, snapshot.version, counts.pop() if counts else 0, weights, moments)
-        return states
+def _usage(cluster: Cluster) -> tuple[float, int, Mapping[str, float]]:
+    launcher = cluster.launcher
+    return launcher.now, cluster.transport.traffic.bytes_sent, launcher.seconds_by_kind
 
 
 def _published(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What `weights_digest` covers: the adapter of a LoRA run, else the whole model."""
     adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
     return adapters or dict(weights)
-
-
-def environment(job: Job) -> dict[str, str]:
-    """What besides the config could change bits: versions, machine, threads, and the text itself."""
-    import transformers
-
-    return {
-        "holdfast": _version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        "data": job.corpus.source,
-        "data_sha256": job.corpus.sha256,
-    }
-
-
-def _version() -> str:
-    from holdfast import __version__
-
-    return __version__

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from holdfast.errors import DataError
-from holdfast.event import SCHEMA, Event, to_record
+from holdfast.event import SCHEMA, Event, Resumed, to_record
 
 
 class JsonlReport:
-    """Observer that appends each event to the file at `path`; a resumed run goes on in the same file."""
+    """Observer that appends each event to the file at `path`; a resumed run goes on in the same file, where its checkpoint
+    was: what is there of steps that are going to be taken again is cut off.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
+        self._path = path
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def __call__(self, event: Event, seconds: float) -> None:
+        if isinstance(event, Resumed):
+            os.truncate(self._path, _end_of(self._path, event.version))
         self._file.write(json.dumps(finite(to_record(event, seconds)), allow_nan=False) + "\n")
 
     def close(self) -> None:
@@ -67,6 +73,24 @@ def _parse(line: str, number: int, path: Path) -> dict[str, Any]:
     if record.get("schema") != SCHEMA:
         raise DataError(f"{path}, line {number} has schema {record.get('schema')!r}; this version of Holdfast reads {SCHEMA}")
     return record
+
+
+def _end_of(path: Path, version: int) -> int:
+    """Where the story of `version` sealed steps ends: behind the line about its checkpoint, or about its last step where the
+    run was killed between the two; the end of the file, where it tells nothing of that version.
+    """
+    end = sealed = written = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line.decode(errors="replace"), number, path)
+            about = (record["event"], record.get("step"))
+            evaluated = about == ("Evaluated", version) and sealed == end > 0
+            end += len(line)
+            if about == ("CheckpointWritten", version):
+                written = end
+            elif about == ("StepSealed", version - 1) or evaluated:
+                sealed = end
+    return written or sealed or (end if version else 0)
 
 
 def _drop_torn_line(path: Path) -> None:

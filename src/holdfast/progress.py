@@ -1,0 +1,72 @@
+"""What a run has come to at a checkpoint, so that a resumed run counts on from there as if it had never been killed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from holdfast.errors import CheckpointError
+from holdfast.result import RunResult
+
+_OF_THE_END = {"steps", "tokens_per_second", "train_loss", "validation_perplexity", "validation_bits_per_byte"}
+SUMS = tuple(item.name for item in fields(RunResult) if item.type in ("int", "float") and item.name not in _OF_THE_END)
+"""What adds up, counts and amounts: the steps before a checkpoint and those after it are different ones."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`sums` by field of RunResult; `lies` proven and `stages` blamed, by name; `lost` are workers that are out for good."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    lies: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
+    train_loss: float = math.nan
+    lost: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, result: RunResult, lost: frozenset[str]) -> Progress:
+        """The progress that is reached with `result`, from the first step of the run on."""
+        sums = {name: getattr(result, name) for name in SUMS}
+        return cls(sums, result.blamed_workers, result.blamed_stages, result.train_loss, tuple(sorted(lost)))
+
+    def plus(self, result: RunResult) -> RunResult:
+        """The result of the whole run, where `result` counts from here on only."""
+        sums = {name: self.sums.get(name, 0) + getattr(result, name) for name in SUMS}
+        return replace(
+            result,
+            **sums,
+            tokens_per_second=sums["tokens"] / sums["seconds"],
+            train_loss=result.train_loss if result.tokens else self.train_loss,
+            blamed_workers=dict(Counter(self.lies) + Counter(result.blamed_workers)),
+            blamed_stages=dict(Counter(self.stages) + Counter(result.blamed_stages)),
+        )
+
+    @property
+    def virtual_s(self) -> float:
+        return self.sums.get("virtual_seconds", 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        loss = self.train_loss if math.isfinite(self.train_loss) else str(self.train_loss)
+        counts = {"sums": dict(self.sums), "lies": dict(self.lies), "stages": dict(self.stages)}
+        return {**counts, "train_loss": loss, "lost": list(self.lost)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Progress:
+        """The inverse of `to_json`; raises CheckpointError. Nothing at all is the progress of a run that has not begun."""
+        if not values:
+            return cls()
+        try:
+            return cls(
+                {name: values["sums"][name] + 0 for name in SUMS},
+                {str(name): int(count) for name, count in values["lies"].items()},
+                {str(name): int(count) for name, count in values["stages"].items()},
+                float(values["train_loss"]),
+                tuple(str(name) for name in values["lost"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's count of the run so far is unusable ({error!r}); use an older one"
+            ) from None
