@@ -34,6 +34,7 @@ class Ledger:
     def __init__(self) -> None:
         self._honest: dict[Slot, Hashable] = {}
         self._said: dict[Slot, Hashable] = {}
+        self._doubts: set[ClaimKey] = set()
         self.taints: list[Taint] = []
 
     def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
@@ -69,6 +70,15 @@ class Ledger:
             for taint in self.taints
         )
 
+    def doubt(self, worker: str, key: ClaimKey) -> None:
+        """`worker` speaks of `key`; if it holds another stage that it has spoilt, that may be why it is wrong here too.
+
+        A worker believes itself: what its primary seat sends back goes straight into the shadow that it keeps.
+        """
+        spoilt = (t for t in self.taints if t.weights and (t.worker, t.healed) == (worker, None) and t.step <= key.step)
+        if any(taint.stage != key.stage for taint in spoilt):
+            self._doubts.add(key)
+
     @property
     def lies(self) -> Mapping[Slot, tuple[Hashable, Hashable]]:
         """(honest, said) by (worker, claim, what), where the two differ."""
@@ -87,8 +97,8 @@ class Ledger:
         return {worker: frozenset(keys) for worker, keys in found.items()}
 
     def explains(self, key: ClaimKey) -> bool:
-        """Whether an alert about `key` is no false alarm: it is a lie, or one holder of that stage was tainted."""
-        return key in self.keys or any(
+        """Whether an alert about `key` is no false alarm: a lie, or the word of a holder who has spoilt what it worked with."""
+        return key in self.keys | self._doubts or any(
             taint.stage == key.stage and taint.step <= key.step and (taint.healed is None or key.step <= taint.healed)
             for taint in self.taints
         )

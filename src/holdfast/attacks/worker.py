@@ -91,8 +91,10 @@ class DishonestWorker:
             if not isinstance(envelope.message, (Claim, Header)) or (header := header_of(envelope)).worker != self.name:
                 rewritten.append(envelope)
                 continue
-            if isinstance(envelope.message, Header) and self._ledger.is_tainted(self.name, header.key):
-                self._ledger.record(self.name, header.key, "state", b"", header.output)
+            if isinstance(envelope.message, Header):
+                self._ledger.doubt(self.name, header.key)
+                if self._ledger.is_tainted(self.name, header.key):
+                    self._ledger.record(self.name, header.key, "state", b"", header.output)
             if header.role is self._lie.role and self._strikes(header.key):
                 rewritten += self._lie.rewrite(envelope, self._backstage(header.key, header, own.get(header.key)))
             else:
