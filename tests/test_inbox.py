@@ -80,6 +80,13 @@ def test_another_sender_s_copy_waits_beside_a_false_one():
     assert same_bytes(box.tensor(KEY), TRUE)
 
 
+def test_a_false_copy_behind_a_true_one_is_too_late_to_do_harm():
+    box = inbox()
+    box.deliver("w2", claim(TRUE))
+    box.deliver("w1", claim(FALSE))
+    assert box.rule(KEY, RULING) == []
+
+
 def test_a_sender_cannot_fill_the_memory():
     box = inbox()
     for _ in range(10):
@@ -120,9 +127,10 @@ def test_what_is_old_is_dropped_and_what_is_early_is_kept(step, attempt, kept):
 
 def test_a_new_attempt_forgets_the_deliveries_of_the_old_one():
     box, later = inbox(), replace(KEY, attempt=2)
-    box.deliver("w1", claim(FALSE))
+    box.deliver("w1", claim(FALSE, origin=TRUE))
     box.deliver("w1", claim(key=later))
     box.begin(3, 2)
+    assert box.origin(KEY) is None
     assert box.rule(KEY, RULING) == []
     box.rule(later, RULING)
     assert box.tensor(later) is not None

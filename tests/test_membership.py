@@ -81,7 +81,8 @@ def test_nobody_can_be_asked_where_nobody_holds_but_the_referee():
     members.settle()
     assert members.source(2) == "w2"
     members.distrust(2, "w2")
-    assert orders(members) == [("w3", 2, "w2", Role.PRIMARY)]  # the referee vouched for one boundary only
+    members.distrust(2, "w3")
+    assert members.transfers() == []  # the referee vouched for one boundary only
 
 
 def test_a_takeover_leaves_two_stages_to_be_shadowed_anew():
@@ -113,6 +114,14 @@ def test_when_a_source_goes_another_one_is_asked():
     assert orders(members) == [("w2", 2, "w3", Role.SHADOW)]
     members.lose("w1")  # whatever was asked may have been asked of the dead
     assert ("w2", 2, "w3", Role.SHADOW) in orders(members)
+
+
+@pytest.mark.xfail(strict=True, reason="whoever names the sealed digest, which all are told, counts as a holder without a seat")
+def test_who_has_no_seat_cannot_offer_itself_as_a_source():
+    members = founded()
+    show(members, 1, "wicked")
+    members.lose("w2")
+    assert orders(members)[0] == ("w1", 1, "w3", Role.SHADOW)
 
 
 def test_a_seal_raises_the_version_and_keeps_the_digests_of_frozen_stages():
