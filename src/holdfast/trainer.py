@@ -134,7 +134,8 @@ class Trainer:
                 continue
             step += 1
             self._look_after(job, keeper, cluster, step)
-        states = cluster.collect()
+        if step > _version(states):
+            states = cluster.collect()
         self._keep(job, keeper, cluster, states)
         return states, step, cluster
 
