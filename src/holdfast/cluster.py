@@ -26,11 +26,7 @@ from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateTransfer
 from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
 from holdfast.partition import StageModule
-from holdfast.recover.relay import Relay
-from holdfast.recover.remedy import Remedy
-from holdfast.recover.replace import Replace
-from holdfast.recover.restart import Restart
-from holdfast.recover.skip import Skip
+from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
@@ -164,7 +160,7 @@ class Cluster:
         config = self._job.config
         return Policy(
             self._checked,
-            remedy(config),
+            resolve_remedy(config.defence.on_alert, config.defence.retries),
             config.pipeline.micro_batches,
             self._clip,
             lambda step: learning_rate(config.optimizer, step, config.training.steps),
@@ -221,15 +217,3 @@ def actions(config: RunConfig, stage: int) -> list[Action]:
     pipeline = config.pipeline
     at = min(stage, pipeline.stages - 1)
     return list(SCHEDULES[pipeline.schedule](pipeline.stages, at, pipeline.micro_batches))
-
-
-def remedy(config: RunConfig) -> Remedy:
-    """The remedy that `--on-alert` names."""
-    retries = config.defence.retries
-    remedies: dict[str, Remedy] = {
-        "replace": Replace(),
-        "restart": Restart(retries),
-        "relay": Relay(retries),
-        "skip": Skip(),
-    }
-    return remedies[config.defence.on_alert]

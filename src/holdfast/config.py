@@ -8,6 +8,7 @@ end up here too. Unknown keys are errors.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,6 @@ from holdfast.errors import ConfigError
 Schedule = Literal["gpipe", "1f1b"]
 Engine = Literal["memory", "processes", "ray"]
 Defence = Literal["none", "duplicate", "duplicate-only", "spot-check", "statistics"]
-OnAlert = Literal["restart", "relay", "skip", "replace"]
 BanPolicy = Literal["never", "quarantine", "ban"]
 
 
@@ -81,10 +81,13 @@ class TrainingConfig(Section):
 
 
 class DefenceConfig(Section):
-    """`name=None` is duplicate, or none where K = 2 leaves nothing to defend."""
+    """`name=None` is duplicate, or none where K = 2 leaves nothing to defend.
+
+    `on_alert` is restart, relay, skip, replace, the name of a plug-in, or `file.py:Class` (see holdfast.recover.registry).
+    """
 
     name: Defence | None = None
-    on_alert: OnAlert = "replace"
+    on_alert: str = Field("replace", min_length=1)
     retries: int = Field(2, ge=0, description="restarts of one step before `restart` and `relay` escalate to `replace`")
     ban_policy: BanPolicy = "never"
     ban_after: int = Field(3, ge=1)
@@ -261,8 +264,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's too
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
     return repr(value)

@@ -72,7 +72,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("seed", "training.seed", int, "the seed that all others follow from", "Training"),
     Setting("evaluate_every", "training.evaluate_every", int, "steps between evaluations (0: at the end)", "Training"),
     Setting("defence", "defence.name", str, "none, duplicate or duplicate-only", "Defence"),
-    Setting("on_alert", "defence.on_alert", str, "restart, relay, skip or replace", "Defence"),
+    Setting("on_alert", "defence.on_alert", str, "restart, relay, skip, replace, a plug-in or file.py:Class", "Defence"),
     Setting("ban_policy", "defence.ban_policy", str, "never, quarantine or ban", "Defence"),
     Setting("fault", "faults", str, 'a fault, for example "crash stage=2 step=7"; repeatable', "Attack and faults", many=True),
     Setting("out", "output.dir", str, "directory of the result", "Output"),
@@ -164,7 +164,10 @@ def run_directory(resume: Path) -> Path:
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise ConfigError for an engine or a defence that this version names but does not have."""
+    """Raise ConfigError for an engine or a defence that this version names but does not have, or an unknown remedy."""
+    from holdfast.recover.registry import resolve_remedy
+
+    resolve_remedy(config.defence.on_alert, config.defence.retries)
     for kind, value in (("engine", config.pipeline.engine), ("defence", config.defence_name)):
         what = NOT_IN_THIS_VERSION[kind].get(value)
         if what is not None:

@@ -3,7 +3,9 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
-from holdfast.attacks import ATTACKS, known_attacks, registry, resolve_attack
+from holdfast import plugins
+from holdfast.attacks import ATTACKS, known_attacks, resolve_attack
+from holdfast.attacks.registry import CATALOGUE
 from holdfast.attacks.tensors import Scale, SignFlip
 from holdfast.claim import Direction
 from holdfast.errors import ConfigError
@@ -121,11 +123,11 @@ def test_a_file_that_is_not_python(tmp_path):
 
 def test_plug_ins_are_found_by_name(monkeypatch):
     entries = {
-        "shout": EntryPoint("shout", "holdfast.attacks.tensors:Scale", registry.GROUP),
-        "lost": EntryPoint("lost", "holdfast.nowhere:Scale", registry.GROUP),
-        "wrong": EntryPoint("wrong", "holdfast.errors:ConfigError", registry.GROUP),
+        "shout": EntryPoint("shout", "holdfast.attacks.tensors:Scale", CATALOGUE.group),
+        "lost": EntryPoint("lost", "holdfast.nowhere:Scale", CATALOGUE.group),
+        "wrong": EntryPoint("wrong", "holdfast.errors:ConfigError", CATALOGUE.group),
     }
-    monkeypatch.setattr(registry, "_plugins", lambda: entries)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: list(entries.values()) if group == CATALOGUE.group else [])
     assert resolve_attack("shout,factor=3") == Scale(factor=3)
     assert known_attacks()["shout"] == "plug-in: holdfast.attacks.tensors:Scale"
     with pytest.raises(ConfigError, match="does not load"):

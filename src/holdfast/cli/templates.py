@@ -10,7 +10,7 @@ from pathlib import Path
 import holdfast
 from holdfast.errors import ConfigError
 
-GROUP = "holdfast.attacks"
+GROUPS = {"attack": "holdfast.attacks", "defence": "holdfast.remedies"}
 FILES = {
     "pyproject.toml": "pyproject.toml.txt",
     "README.md": "README_{kind}.md.txt",
@@ -30,7 +30,7 @@ def render(kind: str, name: str, directory: Path) -> list[Path]:
         raise ConfigError(f"{directory} exists and is not empty; choose another directory with --to, nothing was written")
     module, class_name = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
     words = {
-        "entry_point": f'[project.entry-points."{GROUP}"]\n{name} = "{module}:{class_name}"\n\n' if kind == "attack" else "",
+        "entry_point": f'[project.entry-points."{GROUPS[kind]}"]\n{name} = "{module}:{class_name}"\n\n',
         "kind": kind,
         "name": name,
         "module": module,

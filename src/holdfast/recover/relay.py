@@ -11,6 +11,8 @@ from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo, Remedy
 
 
 class Relay(Remedy):
+    """Do the step again with every tensor passing through the coordinator; after some retries, replace."""
+
     name = "relay"
 
     def __init__(self, retries: int) -> None:

@@ -6,6 +6,8 @@ from holdfast.recover.remedy import Answer, Dispute, Investigate, Remedy
 
 
 class Replace(Remedy):
+    """Find out who lied and go on with the innocent holder's value."""
+
     name = "replace"
 
     def answer(self, dispute: Dispute) -> Answer:

@@ -6,6 +6,8 @@ from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo, Remedy
 
 
 class Restart(Remedy):
+    """Drop the step and do it again; after some retries, replace."""
+
     name = "restart"
 
     def __init__(self, retries: int) -> None:

@@ -22,6 +22,8 @@ from holdfast.route import Route
 
 
 class Skip(Remedy):
+    """Leave the suspects out of this step."""
+
     name = "skip"
 
     def answer(self, dispute: Dispute) -> Answer:
