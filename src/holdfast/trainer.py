@@ -156,14 +156,17 @@ class Trainer:
         return every > 0 and step % every == 0 and step < self._config.training.steps
 
     def _deploy(self, job: Job, states: States) -> Cluster:
-        """A cluster without those who are lost, which remembers who has lied."""
+        """A cluster without those who are lost or have lied too often, which remembers who has lied."""
+        lies, policy = Counter(self._before.lies) + self._counts.blamed_workers, self._config.defence
+        if policy.ban_policy == "ban":
+            for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
+                self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         cluster = Cluster(self.run_id, job, self._tell, self._cast, frozenset(self._lost))
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
-        record.lies.update(self._before.lies)
-        record.lies.update(self._counts.blamed_workers)
-        if self._config.defence.ban_policy == "quarantine":
-            record.quarantined |= record.lies.keys()
+        record.lies.update(lies)
+        if policy.ban_policy == "quarantine":
+            record.quarantined |= lies.keys()
         return cluster
 
     def _fall_back(self, keeper: Keeper, step: int, reason: str) -> States:
