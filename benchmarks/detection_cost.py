@@ -4,8 +4,8 @@
 
 The bound of full duplication with verify before use is max(1, 2M / (M + K - 1)): every worker computes two stages, and only
 the fill and drain of the pipeline is free to hide the second. Virtual time: a forward pass 50 ms, links of 1 ms and 1 Gbit/s
-(the defaults of [cluster]). "On paper" is a greedy list scheduling of the same work without messages. Wall time runs all stages one after another on one core, so there the work itself shows: clean
-K stages, defended 2K - 2.
+(the defaults of [cluster]). "On paper" is a greedy list scheduling of the same work without messages. Wall time runs all
+stages one after another on one core, so there the work itself shows: clean K stages, defended 2K - 2.
 """
 
 from __future__ import annotations
