@@ -9,8 +9,8 @@ before they are added to the sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,7 @@ class StageExecution:
         self._shape = shape
         self._trainable = dict(module.named_trainable_parameters())
         self._tied = module.tied_parameter()
+        self._device = next(module.parameters()).device
         self._moments = Moments.zeros(self._trainable)
         self._candidate: tuple[dict[str, Tensor], Moments] | None = None
         self._step = -1
@@ -64,7 +65,8 @@ class StageExecution:
     def load(self, state: StageState) -> None:
         """Take over a stage. Raises PartitionError where names or shapes are not this stage's."""
         self.module.load_weights(state.weights)
-        moments = Moments.from_named(state.moments, state.updates)
+        here = {name: tensor.to(self._device) for name, tensor in state.moments.items()}
+        moments = Moments.from_named(here, state.updates)
         self._moments = moments if moments.first else Moments.zeros(self._trainable)
         self._candidate = None
 
@@ -94,7 +96,7 @@ class StageExecution:
     def set_tied(self, weight: Tensor) -> None:
         """The head of tied embeddings takes the value that the first stage sealed."""
         assert self._tied is not None, "this stage has no tied head"
-        self._tied.data = weight
+        self._tied.data = weight.to(self._device)
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -109,6 +111,7 @@ class StageExecution:
 
     def forward(self, micro_batch: int, inputs: Tensor) -> Tensor:
         """Hidden states [B, S, D] from tokens [B, S] (first stage) or hidden states; the last stage gives logits [B, S, V]."""
+        inputs = inputs.to(self._device)
         if inputs.is_floating_point():
             inputs = inputs.detach().requires_grad_(True)
         with self._dropout(micro_batch):
@@ -118,10 +121,10 @@ class StageExecution:
 
     def loss(self, micro_batch: int, inputs: Tensor, labels: Tensor) -> float:
         """The last stage's forward pass: mean cross-entropy of `labels` [B, S], nats a token, in fp32."""
-        inputs = inputs.detach().requires_grad_(True)
+        inputs = inputs.to(self._device).detach().requires_grad_(True)
         with self._dropout(micro_batch):
             logits = self.module(inputs)
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits, labels.to(self._device))
         self._graphs[micro_batch] = (inputs, loss / self._shape.micro_batches)
         return loss.item()
 
@@ -137,11 +140,12 @@ class StageExecution:
         wanted = list(self._trainable.values())
         head = self._tied if self.tied_name is not None else None
         extra = [tensor for tensor in (head, inputs) if tensor is not None and tensor.requires_grad]
+        gradient = None if gradient is None else gradient.to(self._device)
         found = list(torch.autograd.grad(output, [*wanted, *extra], gradient, materialize_grads=True))
         gradients, rest = found[: len(wanted)], found[len(wanted) :]
         if tied is not None:
             shared = list(self._trainable).index(self.tied_name or "")
-            gradients[shared] = tied + gradients[shared]
+            gradients[shared] = tied.to(self._device) + gradients[shared]
         self._accumulate(micro_batch, gradients)
         of_inputs = rest.pop() if inputs.requires_grad else None
         of_head = rest.pop() if rest else None
@@ -181,20 +185,17 @@ class StageExecution:
         """Random numbers keyed by (run, step, micro-batch, stage) and not by the attempt, so that a check can replay them."""
         if self._shape.dropout_seed is None:
             return nullcontext()
-        return _seeded(seeds.derive(self._shape.dropout_seed, "dropout", self._step, micro_batch, self.module.stage))
+        return _seeded(
+            seeds.derive(self._shape.dropout_seed, "dropout", self._step, micro_batch, self.module.stage), self._device
+        )
 
 
-class _seeded(AbstractContextManager[None]):  # noqa: N801
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._fork = torch.random.fork_rng(devices=[])
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *details: object) -> None:
-        self._fork.__exit__(None, None, None)
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` inside, torch's own as before outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

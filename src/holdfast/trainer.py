@@ -28,6 +28,7 @@ from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
+from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
 from holdfast.progress import Progress
@@ -82,12 +83,8 @@ class Trainer:
         Raises a UsageError or SetupError before anything is written where the run cannot start, and FaultWindowExceeded
         where more is broken at once than can be carried.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with pinned(self._config.model.device):
             return self._run()
-        finally:
-            torch.set_num_threads(threads)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
