@@ -6,6 +6,7 @@ and clean runs are made once for each configuration.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from holdfast.attacks import Ledger, Misconduct
+from holdfast.attacks import Campaign, Ledger, Misconduct
 from holdfast.cast import Troupe
 from holdfast.claim import ClaimKey, Direction, Header, StageState
 from holdfast.cluster import Cluster
@@ -187,6 +188,15 @@ class Lab:
 
     def run(self, objects: Mapping[int, Misconduct] | None = None, **settings: Any) -> Result:
         return execute(config_of(**settings), objects)
+
+    def only(self, pattern: str, attack: str, stage: int) -> str:
+        """The attack on one stage in the steps with an X: `only("X..", "zeros", 2)` strikes in the first of three."""
+        wanted = [letter == "X" for letter in pattern]
+        for seed in itertools.count():
+            drawn = Campaign((stage,), 0.5, seed)
+            if [drawn.strike(step) is not None for step in range(len(pattern))] == wanted:
+                break
+        return f"{attack},stages={stage},rate=0.5,seed={seed}"
 
     def clean(self, result: Result) -> Result:
         """The same run on a calm network, with nobody who lies or breaks, `replace` at hand."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from holdfast.attacks import ATTACKS, Attack, Campaign, Scene
+from holdfast.attacks import ATTACKS, Attack, Campaign
 from holdfast.event import Banned, Ruling, WorkerLost
 
 STAGES = (1, 2, 3, 4)
@@ -255,19 +253,9 @@ def check_put_out(lab: Any, policy: str, attack: str, stage: int) -> None:
     assert not {event.worker for event in result.of(WorkerLost)} - set(result.ledger.by_worker)
 
 
-@dataclass(kw_only=True)
-class Once(Attack):
-    """Lie in one step, and be honest ever after."""
-
-    step: int = 0
-
-    def forge(self, honest: Tensor, scene: Scene) -> Tensor:
-        return -honest if scene.key.step == self.step else honest.clone()
-
-
 @pytest.mark.xfail(strict=True, reason="an account that nobody but a quarantined worker could contradict is believed unchecked")
-@pytest.mark.parametrize("second", ["sign-flip,worker=w2,stages=2,first_step=1", "framing,stages=3,first_step=1"])
+@pytest.mark.parametrize("second", ["sign-flip,stages=2,first_step=1", "framing,stages=3,first_step=1"])
 def test_a_quarantined_worker_gives_its_neighbour_no_licence_to_lie(lab: Any, second: str) -> None:
     """w3 lied in the first step; in the second, w2, whom w3 checks, or w4, who checks w3, does."""
-    once = {"spec": "zeros", "worker": "w3", "stages": (3,)}
-    check_caught(lab, lab.run({0: Once()}, attack=[once, second], defence=POLICIES["quarantine"]))
+    first = lab.only("X.", "zeros", 3)
+    check_caught(lab, lab.run(attack=[first, second], defence=POLICIES["quarantine"]))
