@@ -57,6 +57,7 @@ class PipelineConfig(Section):
     micro_batches: int = Field(4, ge=1)
     micro_batch_size: int = Field(4, ge=1)
     schedule: Schedule = "1f1b"
+    costs: Literal["estimated", "measured"] = Field("estimated", description="how the stages are cut; a measured cut may vary")
     engine: Engine = "memory"
 
 

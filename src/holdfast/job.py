@@ -73,7 +73,14 @@ def prepare(config: RunConfig) -> Job:
         dropout=config.model.dropout,
     )
     lora = _lora(config.model)
-    plan = make_plan(source.config, config.pipeline.stages, sequence_length=length, speeds=config.cluster.speeds, lora=lora)
+    plan = make_plan(
+        source.config,
+        config.pipeline.stages,
+        sequence_length=length,
+        speeds=config.cluster.speeds,
+        lora=lora,
+        measure=config.pipeline.costs == "measured",
+    )
     batches = BatchSource(
         pack(corpus.train, tokenizer),
         seeds.derive(config.training.seed, "batches"),
