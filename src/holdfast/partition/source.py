@@ -141,7 +141,10 @@ def _files(name: str) -> LocalFiles | HubFiles:
     hub = HubFiles(name)
     config = hub.find(CONFIG)
     if config is None:
-        raise SetupError(f"{name!r} on the hub holds no config.json; it is not a model of the library")
+        raise SetupError(
+            f"found no config.json of {name!r}: the hub does not have it, or cannot be reached from here; "
+            "check the name and the connection, or give the directory of a model"
+        )
     commit = re.search(r"/snapshots/([0-9a-f]{40})/", config.as_posix())
     return HubFiles(name, commit[1] if commit else None)
 
