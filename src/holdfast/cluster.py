@@ -6,6 +6,7 @@ everything else.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -13,11 +14,14 @@ from typing import Protocol
 
 from holdfast import seeds
 from holdfast.claim import Role, StageState
-from holdfast.config import RunConfig
+from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event
+from holdfast.evidence.envelope import sign_header
+from holdfast.evidence.identity import Identity, derived
+from holdfast.evidence.notary import Notary, Register
 from holdfast.execution import StageExecution, StepShape
 from holdfast.inbox import Boundary
 from holdfast.job import Job
@@ -30,7 +34,7 @@ from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
-from holdfast.stage import Terms
+from holdfast.stage import COORDINATOR, Terms, unsigned
 from holdfast.step import Policy
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
@@ -82,7 +86,10 @@ def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
 
 
 class Cluster:
-    """See the module. `observe` gets every event with its virtual time; `lost` are workers that are gone already."""
+    """See the module. `observe` gets every event with its virtual time; `lost` are workers that are gone already.
+
+    `run` is what headers call it: another name after each rollback. `notary` keeps the evidence (None: none is written).
+    """
 
     def __init__(
         self,
@@ -91,8 +98,11 @@ class Cluster:
         observe: Callable[[Event, float], None],
         company: Company | None = None,
         lost: frozenset[str] = frozenset(),
+        notary: Notary | None = None,
     ) -> None:
         self._job = job
+        self._identities = members(job.config) if self._checked else {}
+        self._notary = notary or Notary(register(run, job.config) if self._checked else None)
         self._run = run
         self._lost = lost
         self._company = company
@@ -108,7 +118,8 @@ class Cluster:
         route = self._route()
         digests = {stage: state_digest(state) for stage, state in states.items()}
         membership = Membership(route, version, digests, shadowed=self._checked)
-        self.coordinator = Coordinator(self._run, membership, self._policy())
+        self._notary.deployed(self._run, version, route)
+        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
         referee = Referee(self._run, self._execution, config.pipeline.micro_batches, self._job.plan.costs)
         workers = [self._worker(name) for name in dict.fromkeys(route.primaries)]
         self.launcher = self._launcher([*workers, self.coordinator, referee, self.archive])
@@ -132,7 +143,7 @@ class Cluster:
         mine = name == INITIATOR
         hardware = Hardware(self._job.plan.costs, devices=2 if mine else 1)
         batch = self._batch if mine else None
-        worker = Worker(name, self._execution, self._terms(), self._boundary(), hardware, batch)
+        worker = Worker(name, self._execution, self._terms(name), self._boundary(), hardware, batch)
         return worker if mine or self._company is None else self._company.play(worker)
 
     def _execution(self, stage: int) -> StageExecution:
@@ -142,7 +153,7 @@ class Cluster:
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
         return StageExecution(module, AdamW(config.optimizer), StepShape(config.pipeline.micro_batches, seed))
 
-    def _terms(self) -> Terms:
+    def _terms(self, name: str) -> Terms:
         pipeline = self._job.config.pipeline
         return Terms(
             self._run,
@@ -150,6 +161,7 @@ class Cluster:
             partial(actions, self._job.config),
             lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._checked),
             backward_waits=pipeline.schedule == "gpipe",
+            sign=partial(sign_header, identity=self._identities[name]) if self._checked else unsigned,
         )
 
     def _boundary(self) -> Boundary:
@@ -210,6 +222,18 @@ class Cluster:
             if self._checked and state_digest(state) != self.coordinator.membership.digests[stage]:
                 raise FaultWindowExceeded(f"the holder of stage {stage} did not send the state that was sealed")
         return dict(self.archive.states)
+
+
+def members(config: RunConfig) -> dict[str, Identity]:
+    """The keys of everybody who signs in a simulated run: they follow from its seed, so that it repeats to the bit."""
+    names = (*names_of_workers(config.pipeline.stages), COORDINATOR)
+    return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
+
+
+def register(run: str, config: RunConfig) -> Register:
+    """Who may sign in the run, for the notary."""
+    keys = {name: identity.public for name, identity in members(config).items()}
+    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, tuple(keys))
 
 
 def actions(config: RunConfig, stage: int) -> list[Action]:

@@ -19,6 +19,7 @@ from holdfast.court import Court
 from holdfast.deadline import owing
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Banned, Event, Reshadowed, StagesSkipped, StepRestarted, StepSealed, TakenOver, WorkerLost
+from holdfast.evidence.notary import Notary
 from holdfast.membership import Membership
 from holdfast.message import (
     BeginStep,
@@ -49,14 +50,15 @@ class Coordinator:
     `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps.
     """
 
-    def __init__(self, run: str, membership: Membership, policy: Policy) -> None:
+    def __init__(self, run: str, membership: Membership, policy: Policy, notary: Notary | None = None) -> None:
         self.name = COORDINATOR
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
         self._policy = policy
         self._events: list[Event] = []
-        self._court = Court(run, membership, policy, self._events)
+        self._notary = notary or Notary()
+        self._court = Court(run, membership, policy, self._events, self._notary)
         self._now: StepState | None = None
         self._wanted: int | None = None
         self._timers: list[tuple[object, float]] = []
@@ -177,6 +179,7 @@ class Coordinator:
                 if holder not in shown:
                     self.membership.distrust(i, holder)
         self.membership.seal(digests)
+        self._notary.sealed(self.membership.version, now.step, now.attempt, self.membership.digests)
         losses = [now.losses[m] for m in sorted(now.losses)]
         loss = sum(losses) / max(1, len(losses))
         rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
@@ -206,7 +209,9 @@ class Coordinator:
         self.membership.lose(worker)
         for i in old.stages:
             if old.primaries[i] == worker:
-                self._events.append(TakenOver(i, worker, self.membership.route.primaries[i], self._step_number))
+                heir = self.membership.route.primaries[i]
+                self._notary.took_over(i, worker, heir, self._step_number)
+                self._events.append(TakenOver(i, worker, heir, self._step_number))
 
     def _carry_on(self, now: StepState, lost: str) -> list[Envelope]:
         """Edit the route of the running step: heirs send what may be unsent, the referee stands in for lost shadows."""

@@ -15,6 +15,8 @@ from dataclasses import replace
 from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import tensor_digest
 from holdfast.event import Alert, ClaimReplaced, Event, Ruling
+from holdfast.evidence.envelope import conflict
+from holdfast.evidence.notary import BOARD, DEADLINE, Notary
 from holdfast.membership import Membership
 from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, Supply
 from holdfast.recover.remedy import Dispute, Investigate, Redo
@@ -31,7 +33,10 @@ from holdfast.verify.verdict import Rejected, Unverifiable
 class Court:
     """Called by the coordinator for whatever concerns a claim of the running step `now`; answers with what to send."""
 
-    def __init__(self, run: str, membership: Membership, policy: Policy, events: list[Event]) -> None:
+    def __init__(
+        self, run: str, membership: Membership, policy: Policy, events: list[Event], notary: Notary | None = None
+    ) -> None:
+        self._notary = notary or Notary()
         self._run = run
         self._membership = membership
         self._policy = policy
@@ -46,11 +51,15 @@ class Court:
         known = header.worker == sender and header.run == self._run and header.version == now.version
         if role is None or not known or not -1 <= key.micro_batch < self._policy.micro_batches:
             return []
-        if role is not header.role:  # posted as a shadow, just before it became primary
-            header = replace(header, role=role)
-        if now.board.post(header) is Posting.EQUIVOCATION:
+        if not self._notary.vouches(header):
+            return []
+        here = header if role is header.role else replace(header, role=role)  # it has just become primary
+        posting = now.board.post(here, signed=header)
+        if posting is Posting.NEW:
+            self._confront(now, *now.shown.pop((key, sender), (None, "")))
+        if posting is Posting.EQUIVOCATION and (key, sender) not in now.equivocators:
             self._alert(key, "equivocation", (sender,))
-            self._convict(key, (sender,), "equivocation")
+            self._equivocated(now, now.board.signed(key, sender) or header, header, BOARD)
         elif sender in self._membership.quarantined:
             now.unheard.add(key)
         envelopes = self.decide(now, key)
@@ -108,8 +117,10 @@ class Court:
     # -- disputes ----------------------------------------------------------------------------------------------------
 
     def _dispute(self, now: StepState, dispute: Dispute) -> list[Envelope]:
-        now.disputes[dispute.key] = dispute
-        self._alert(dispute.key, dispute.reason, dispute.suspects)
+        key = dispute.key
+        now.disputes[key] = dispute
+        by = BOARD if dispute.reason == "parent" else now.route.shadows[key.stage] or BOARD
+        self._alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
         answer = self._policy.remedy.answer(dispute)
         if isinstance(answer, Investigate) or answer.investigate:
             return self.investigate(now, dispute.key)
@@ -142,8 +153,9 @@ class Court:
         judgement = judge(headers, finding, now.inputs(key))
         reason = dispute.reason if dispute is not None else "output"
         if judgement.culprits and dispute is None:
-            self._alert(key, reason, judgement.culprits)
+            self._alert(key, reason, judgement.culprits, REFEREE)
         if judgement.culprits or dispute is not None:
+            self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
             self._convict(key, judgement.culprits, reason)
         if dispute is not None:
             answer = self._policy.remedy.answer(replace(dispute, route=now.route))
@@ -163,14 +175,20 @@ class Court:
     # -- deliveries --------------------------------------------------------------------------------------------------
 
     def complain(self, now: StepState, sender: str, complaint: Complaint) -> list[Envelope]:
-        """A delivery did not match the board: have it sent by somebody else. Between two workers it proves nothing."""
+        """A delivery did not match the board: have it sent by somebody else.
+
+        Between two workers that proves nothing, unless the header that came along was signed beside another one.
+        """
         key = complaint.key
         if sender not in now.route.consumers(key.direction, key.stage) or (key, sender) in now.complained:
             return []
         now.complained.add((key, sender))
         if key not in now.disputes:
             involved = dict.fromkeys((complaint.sender, sender))
-            self._alert(key, "delivery", tuple(worker for worker in involved if worker not in now.route.trusted))
+            suspects = tuple(worker for worker in involved if worker not in now.route.trusted)
+            self._alert(key, "delivery", suspects, sender)
+        if complaint.evidence is not None and complaint.evidence.key == key:
+            self._confront(now, complaint.evidence, sender)
         return self.send_again(now, key, sender, complaint.sender) if key in now.board.accepted else []
 
     def send_again(self, now: StepState, key: ClaimKey, consumer: str, avoid: str) -> list[Envelope]:
@@ -191,7 +209,7 @@ class Court:
                 primary = now.route.primaries[key.stage]
                 for consumer in self._without_answer(now, key):
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
-                    self._alert(key, "withheld", tuple(involved))
+                    self._alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
         for key in now.at_the_referee:
             envelopes += self.investigate(now, key)
@@ -219,15 +237,44 @@ class Court:
         if claim is None:
             return []
         consumers, primary = now.route.consumers(key.direction, key.stage), now.route.primaries[key.stage]
-        if tensor_digest(claim.tensor) == now.board.accepted[key]:
+        got = tensor_digest(claim.tensor)
+        if got == now.board.accepted[key]:
             return [self._to(consumer, claim) for consumer in consumers]
         self._alert(key, "delivery", (primary,))
+        self._notary.misdelivered(key, primary, got, now.board.accepted[key])
         self._convict(key, (primary,), "delivery")
         return [envelope for consumer in consumers for envelope in self.send_again(now, key, consumer, avoid=primary)]
 
     # -- blame -------------------------------------------------------------------------------------------------------
 
-    def _alert(self, key: ClaimKey, reason: str, suspects: tuple[str, ...]) -> None:
+    def _confront(self, now: StepState, shown: Header | None, by: str) -> None:
+        """Hold a header that `by` was sent against what its signer told the board, now or as soon as it does."""
+        if shown is None or not self._notary.proves(shown):
+            return
+        posted = now.board.signed(shown.key, shown.worker)
+        if posted is None:
+            now.shown[shown.key, shown.worker] = shown, by
+        elif conflict(posted, shown):
+            self._equivocated(now, posted, shown, by)
+
+    def _equivocated(self, now: StepState, first: Header, second: Header, by: str) -> None:
+        """Two headers of one worker for one claim say different things: it is convicted, once a claim, without a referee."""
+        slot = (first.key, first.worker)
+        if slot not in now.equivocators:
+            now.equivocators.add(slot)
+            self._notary.equivocated(first, second, by)
+            self._convict(first.key, (first.worker,), "equivocation")
+
+    def _alert(
+        self,
+        key: ClaimKey,
+        reason: str,
+        suspects: tuple[str, ...],
+        by: str = BOARD,
+        accounts: tuple[Header, ...] = (),
+        inputs: tuple[bytes, ...] | None = None,
+    ) -> None:
+        self._notary.accuse(key, reason, suspects, by, accounts, inputs)
         self._events.append(Alert(key, reason, suspects))
 
     def _convict(self, key: ClaimKey, culprits: tuple[str, ...], reason: str) -> None:
@@ -255,6 +302,7 @@ class Court:
             false = header.output != now.board.accepted[key]
             if false and header.worker in self._membership.quarantined and key not in now.findings:
                 self._alert(key, "output", (header.worker,))
+                self._notary.quarantined(now.board.signed(key, header.worker) or header, now.board.accepted[key])
                 self._convict(key, (header.worker,), "output")
 
     def _to(self, recipient: str, message: Message) -> Envelope:

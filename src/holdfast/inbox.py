@@ -71,7 +71,7 @@ class Inbox:
         if (key.step, key.attempt) < self._now or key in self._usable:
             return []
         if not self._fits(claim.tensor) or (claim.origin is not None and not self._fits(claim.origin)):
-            return [Complaint(key, sender, b"")]
+            return [_complaint(sender, claim, b"")]
         if not self._checked:
             self._usable[key] = claim
             return []
@@ -126,9 +126,14 @@ class Inbox:
                 self._usable.setdefault(key, delivery.claim)
                 return None
             case Rejected():
-                return None if key in self._usable else Complaint(key, delivery.sender, delivery.digest)
+                return None if key in self._usable else _complaint(delivery.sender, delivery.claim, delivery.digest)
             case _:
                 raise AssertionError(f"settled the {key} without a ruling")
 
     def _fits(self, tensor: Tensor) -> bool:
         return tuple(tensor.shape) == self._boundary.shape and tensor.dtype == self._boundary.dtype
+
+
+def _complaint(sender: str, claim: Claim, got: bytes) -> Complaint:
+    """A complaint shows the header that came along, where it can prove anything."""
+    return Complaint(claim.header.key, sender, got, claim.header if claim.header.signature else None)

@@ -103,11 +103,15 @@ class StateAdopted:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """`sender` delivered a tensor for `key` whose digest `got` is not the accepted one (empty: nothing usable came)."""
+    """`sender` delivered a tensor for `key` whose digest `got` is not the accepted one (empty: nothing usable came).
+
+    `evidence` is the header that came with it, if it was signed: beside another one on the board it convicts its signer.
+    """
 
     key: ClaimKey
     sender: str
     got: bytes
+    evidence: Header | None = None
 
 
 @dataclass(frozen=True, slots=True)

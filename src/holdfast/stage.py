@@ -27,6 +27,12 @@ from holdfast.verify.chain import parents
 COORDINATOR = "coordinator"
 REFEREE = "referee"
 
+
+def unsigned(header: Header) -> Header:
+    """The signer of a run whose claims nobody checks."""
+    return header
+
+
 Batch = Callable[[int], Tensor]
 """Step number to tokens [M, B, S+1]: only the initiator has it."""
 
@@ -36,7 +42,7 @@ class Terms:
     """What every worker of a run has agreed to: its id, whether claims are checked, and the order of work.
 
     `actions(i)` is the order in which a worker of stage i works; `limit(i)` how many micro-batches it may hold between their
-    forward and backward pass.
+    forward and backward pass; `sign` is this worker's own hand under its headers.
     """
 
     run: str
@@ -44,6 +50,7 @@ class Terms:
     actions: Callable[[int], Iterable[Action]]
     limit: Callable[[int], int]
     backward_waits: bool
+    sign: Callable[[Header], Header] = unsigned
 
 
 @dataclass(slots=True)
@@ -289,7 +296,8 @@ class Stage:
 
     def _header(self, key: ClaimKey, inputs: tuple[bytes, ...], output: bytes, norms: tuple[float, ...] = ()) -> Header:
         assert self._route is not None
-        return Header(self._terms.run, key, self.version, self._route.epoch, self._worker, self.role, inputs, output, norms)
+        where = self._terms.run, key, self.version, self._route.epoch
+        return self._terms.sign(Header(*where, self._worker, self.role, inputs, output, norms))
 
     def _to(self, recipient: str, message: Message) -> Envelope:
         return Envelope(self._worker, recipient, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.claim import Claim, ClaimKey, Direction
+from holdfast.claim import Claim, ClaimKey, Direction, Header
 from holdfast.config import BanPolicy
 from holdfast.message import Finding, Update
 from holdfast.optimizer import Clipping
@@ -46,6 +46,8 @@ class StepState:
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, Claim] = field(default_factory=dict)
     complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
+    equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
     unheard: set[ClaimKey] = field(default_factory=set)
     redo: tuple[Redo, str] | None = None
     update: Update | None = None

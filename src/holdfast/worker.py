@@ -64,6 +64,7 @@ class Worker:
         self.name = name
         self.devices = hardware.devices
         self.seats: dict[int, Stage] = {}
+        self.sign = terms.sign
         self._execution = execution
         self._terms = terms
         self._hardware = hardware

@@ -18,7 +18,7 @@ import torch
 
 from holdfast.attacks import Campaign, Ledger, Misconduct
 from holdfast.cast import Troupe
-from holdfast.claim import ClaimKey, Direction, Header, StageState
+from holdfast.claim import Claim, ClaimKey, Direction, Header, StageState
 from holdfast.cluster import Cluster
 from holdfast.config import RunConfig, resolve
 from holdfast.digest import weights_digest
@@ -66,8 +66,11 @@ class Result:
 
     def overhear(self, envelope: Envelope) -> None:
         """Every message that is sent passes here."""
-        if isinstance(envelope.message, Header):
-            self.posted.append((envelope.sender, envelope.message))
+        message = envelope.message
+        if isinstance(message, Header):
+            self.posted.append((envelope.sender, message))
+        elif isinstance(message, Claim) and message.header.worker == envelope.sender and message.header.signature:
+            self.posted.append((envelope.sender, message.header))
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """The events of one kind, in order."""

@@ -49,7 +49,16 @@ def test_a_lie_on_the_jump_only(lab: Any) -> None:
     result = lab.run(attack="lie-on-jump,stages=2")
     check_undone(lab, result)
     assert alerts(result) == [("delivery", FORWARD, 2, ("w2", "w4"))]
-    assert rulings(result) == [], "between two workers it proves nothing: w4 may be making it up"
+    assert rulings(result) == [(FORWARD, 2, ("w2",))], "it signed both: one for the board, one for w4"
+
+
+@pytest.mark.parametrize("attack", ["lie-on-jump", "lie-on-direct"])
+def test_a_false_tensor_under_the_right_header_proves_nothing(lab: Any, attack: str) -> None:
+    """The receiver may be making it up. It costs a second delivery."""
+    result = lab.run(attack=f"{attack},stages=2,header=false")
+    check_undone(lab, result)
+    assert {reason for reason, *_ in alerts(result)} == {"delivery"}
+    assert rulings(result) == []
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
@@ -58,7 +67,7 @@ def test_a_lie_on_the_direct_message_only(lab: Any, direction: Direction) -> Non
     check_undone(lab, result)
     victim = "w3" if direction is FORWARD else "w1"
     assert alerts(result) == [("delivery", direction, 2, ("w2", victim))]
-    assert rulings(result) == []
+    assert rulings(result) == [(direction, 2, ("w2",))]
 
 
 def test_a_lie_about_the_parent_only(lab: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Misconduct, Scene
 from holdfast.attacks.campaign import Campaign
 from holdfast.attacks.ledger import Ledger
-from holdfast.attacks.lie import Backstage, header_of, lie_of
+from holdfast.attacks.lie import Backstage, header_of, lie_of, with_header
 from holdfast.claim import Claim, ClaimKey, Direction, Header
 from holdfast.digest import tensor_digest
 from holdfast.message import Actor, BeginStep, Envelope, NewRoute, Work
@@ -96,10 +96,17 @@ class DishonestWorker:
                 if self._ledger.is_tainted(self.name, header.key):
                     self._ledger.record(self.name, header.key, "state", b"", header.output)
             if header.role is self._lie.role and self._strikes(header.key):
-                rewritten += self._lie.rewrite(envelope, self._backstage(header.key, header, own.get(header.key)))
+                lying = self._lie.rewrite(envelope, self._backstage(header.key, header, own.get(header.key)))
+                rewritten += [self._signed(lie, header) for lie in lying]
             else:
                 rewritten.append(envelope)
         return rewritten
+
+    def _signed(self, envelope: Envelope, honest: Header) -> Envelope:
+        """A liar signs its own lies; unsigned they would be refused, not judged."""
+        sign = getattr(self._inner, "sign", None)
+        changed = isinstance(envelope.message, (Claim, Header)) and header_of(envelope) != honest
+        return with_header(envelope, sign) if sign is not None and changed else envelope
 
     def _backstage(self, key: ClaimKey, header: Header | None = None, claim: Claim | None = None) -> Backstage:
         inputs = self._inputs(key, header)

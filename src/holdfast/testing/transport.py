@@ -66,6 +66,7 @@ def sample_messages() -> tuple[Message, ...]:
         StateTransfer(state, Role.SHADOW),
         StateAdopted(1, 3, Role.PRIMARY, b"d"),
         Complaint(key, "w1", b""),
+        Complaint(whole, "w1", b"\x02" * 32, header),
         Loss(3, 1, 2, float("inf")),
         TiedGradient(3, 1, 2, odd.bfloat16()),
         TiedWeight(3, torch.arange(5)[::2]),

@@ -20,12 +20,17 @@ class Board:
 
     def __init__(self) -> None:
         self._headers: dict[tuple[ClaimKey, Role], Header] = {}
+        self._signed: dict[tuple[ClaimKey, str], Header] = {}
         self.accepted: dict[ClaimKey, bytes] = {}
 
-    def post(self, header: Header) -> Posting:
-        """Keep the first header of a holder for a key; a resent one is harmless, a different one is evidence."""
+    def post(self, header: Header, signed: Header | None = None) -> Posting:
+        """Keep the first header of a holder for a key; a resent one is harmless, a different one is evidence.
+
+        `signed` is the header as its worker signed it, where it stands here in another role.
+        """
         known = self._headers.setdefault((header.key, header.role), header)
         if known is header:
+            self._signed.setdefault((header.key, header.worker), signed or header)
             return Posting.NEW
         return Posting.REPEATED if _content(known) == _content(header) else Posting.EQUIVOCATION
 
@@ -35,6 +40,14 @@ class Board:
     def headers(self, key: ClaimKey) -> tuple[Header, ...]:
         """Every account of `key`, the primary's first."""
         return tuple(header for role in Role if (header := self._headers.get((key, role))) is not None)
+
+    def signed(self, key: ClaimKey, worker: str) -> Header | None:
+        """What `worker` first said about `key`, in the role and the words that it signed."""
+        return self._signed.get((key, worker))
+
+    def accounts(self, key: ClaimKey) -> tuple[Header, ...]:
+        """Like `headers`, as they were signed."""
+        return tuple(self._signed[key, header.worker] for header in self.headers(key))
 
     def keys(self) -> Iterable[ClaimKey]:
         """Every key that somebody has posted, once."""

@@ -1,0 +1,79 @@
+"""The exact bytes that are signed: one encoding for each value, so that no two claims can share a signature.
+
+    domain, version \\0  then fields in a fixed order, each as   tag  length  content
+
+    i decimal digits    s UTF-8    b bytes    f 8 bytes, big-endian IEEE 754    t count, then its items
+
+A domain keeps a signature from being read as one of another kind: that of a header is none of a record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+
+from holdfast.claim import Header
+from holdfast.evidence.identity import Identity, verify
+
+HEADER_DOMAIN = b"holdfast/header/1\0"
+RECORD_DOMAIN = b"holdfast/record/1\0"
+
+Packable = int | float | str | bytes | tuple["Packable", ...]
+
+
+def pack(value: Packable) -> bytes:
+    """The one encoding of a value; no encoding is the beginning of another.
+
+    >>> pack(("a", b"a", 1)) == pack(("a", "a", 1))
+    False
+    >>> pack(0.0) == pack(-0.0)
+    False
+    """
+    if isinstance(value, tuple):
+        return b"t" + struct.pack(">I", len(value)) + b"".join(pack(item) for item in value)
+    if isinstance(value, float):
+        return b"f" + struct.pack(">d", value)
+    if isinstance(value, int):
+        return _sized(b"i", b"%d" % value)
+    if isinstance(value, str):
+        return _sized(b"s", value.encode("utf-8", "surrogatepass"))
+    return _sized(b"b", value)
+
+
+def header_message(header: Header) -> bytes:
+    """What the signature of a header covers: all of it but the signature."""
+    key = header.key
+    where: Packable = (key.step, key.attempt, key.direction.value, key.stage, key.micro_batch)
+    who: Packable = (header.version, header.epoch, header.worker, header.role.value)
+    return HEADER_DOMAIN + pack((header.run, where, who, header.inputs, header.output, header.norms))
+
+
+def sign_header(header: Header, identity: Identity) -> Header:
+    """The header with the signature of `identity`, in place of any that it had."""
+    return replace(header, signature=identity.sign(header_message(header)))
+
+
+def verify_header(header: Header, public: bytes) -> bool:
+    """Whether the holder of `public` signed just this."""
+    return verify(public, header.signature, header_message(header))
+
+
+def is_signed(header: Header, keys: Mapping[str, bytes]) -> bool:
+    """Whether the worker that the header names signed it; a worker without a key signs nothing."""
+    public = keys.get(header.worker)
+    return public is not None and verify_header(header, public)
+
+
+def conflict(first: Header, second: Header) -> bool:
+    """Whether two signed headers convict their signer: one claim of one run, told in two ways.
+
+    The role does not count (a shadow may have become primary in between), nor does the epoch; a NaN norm equals itself.
+    """
+    about = [(header.run, header.worker, header.key) for header in (first, second)]
+    told = [pack((header.version, header.inputs, header.output, header.norms)) for header in (first, second)]
+    return about[0] == about[1] and told[0] != told[1]
+
+
+def _sized(tag: bytes, content: bytes) -> bytes:
+    return tag + struct.pack(">I", len(content)) + content

@@ -1,0 +1,98 @@
+"""Who signs: an Ed25519 key pair; the hash of its public half is the fingerprint by which people know a member of a run.
+
+    generate()            a real machine, once; its private key never leaves it
+    derived(seed, name)   a simulation, where all members live in one process and a run must repeat exactly
+
+A derived key protects nothing against whoever knows the seed, and the seed stands in the run's own configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from holdfast import seeds
+from holdfast.errors import SetupError
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+_MODE = 0o600
+
+
+class Identity:
+    """A private key and what follows from it: `public` (32 bytes) and `fingerprint` (64 hex digits). Never printed whole."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes_raw()
+        self.fingerprint = fingerprint(self.public)
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes, the same for the same message each time."""
+        return self._private.sign(message)
+
+    def __repr__(self) -> str:
+        return f"Identity({self.fingerprint[:16]})"
+
+    def save(self, path: Path) -> None:
+        """Write the private key to a new file that only its owner may read. Raises SetupError; overwrites nothing."""
+        pem = self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
+            with os.fdopen(file, "wb") as stream:
+                os.fchmod(stream.fileno(), _MODE)
+                stream.write(pem)
+        except OSError as error:
+            raise SetupError(f"cannot write the key file {path}: {error.strerror or error}") from None
+
+
+def generate() -> Identity:
+    """A new key from the system's source of randomness."""
+    return Identity(Ed25519PrivateKey.generate())
+
+
+def derived(seed: int, name: str) -> Identity:
+    """The key of member `name` in every simulated run with this seed.
+
+    >>> derived(0, "w1").public == derived(0, "w1").public != derived(0, "w2").public
+    True
+    """
+    words = b"".join(seeds.derive(seed, "identity", name, part).to_bytes(8, "big") for part in range(5))
+    return Identity(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(words).digest()))
+
+
+def load(path: Path) -> Identity:
+    """The identity in a file that `save` wrote. Raises SetupError where it is missing, malformed, or others may read it."""
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise SetupError(f"the key file {path} can be read by others; run: chmod 600 {path}")
+        private = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise SetupError(f"cannot read the key file {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError):
+        raise SetupError(f"{path} holds no private key in PEM form; make a new one, or give the right file") from None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise SetupError(f"{path} holds a {type(private).__name__}; needed is an Ed25519 key")
+    return Identity(private)
+
+
+def fingerprint(public: bytes) -> str:
+    """The sha256 of a public key, as 64 hex digits."""
+    return hashlib.sha256(public).hexdigest()
+
+
+def verify(public: bytes, signature: bytes | None, message: bytes) -> bool:
+    """Whether `signature` is that of `message` by the holder of `public`; malformed keys and signatures verify nothing."""
+    if signature is None or len(signature) != SIGNATURE_BYTES or len(public) != KEY_BYTES:
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,126 @@
+"""The evidence log: one signed line a record, each with the hash of the line before, so that what was written stays written.
+
+    {"body":{...},"kind":"seal","previous":"<sha256 of the line before>","seq":7,"signature":"<of all the rest>"}
+
+A record is on its way to the disk as soon as `append` returns. A line that a kill has torn is cut off when the run goes on;
+whoever reads the log before that reports it as the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import ProtocolError, SetupError
+from holdfast.evidence.envelope import RECORD_DOMAIN
+from holdfast.evidence.identity import Identity, verify
+from holdfast.evidence.record import KINDS, NAMES, Record, canonical, from_body, to_body
+
+FILE = "evidence.jsonl"
+FIRST = bytes(32)
+"""What the first line names as the hash of the line before it."""
+
+_FIELDS = {"seq", "previous", "kind", "body", "signature"}
+
+
+class EvidenceLog:
+    """The writing end. A log that exists is gone on with; raises SetupError where that cannot be done."""
+
+    def __init__(self, path: Path, signer: Identity) -> None:
+        self.path = path
+        self.signer = signer
+        self.seq, self.previous = _end_of(path)
+        try:
+            self._file = path.open("ab")
+        except OSError as error:
+            raise SetupError(f"cannot write the evidence log {path}: {error.strerror or error}") from None
+
+    def append(self, record: Record) -> int:
+        """Write one record, whole; gives its number."""
+        seq = self.seq
+        line = signed_line(seq, self.previous, record, self.signer)
+        self._file.write(line + b"\n")
+        self._file.flush()
+        self.seq, self.previous = seq + 1, hashlib.sha256(line).digest()
+        return seq
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line that was read: its place, the hash that it names, its record, and what is needed to check its signature."""
+
+    seq: int
+    previous: bytes
+    record: Record
+    signature: bytes
+    message: bytes
+    digest: bytes
+
+    def signed_by(self, public: bytes) -> bool:
+        return verify(public, self.signature, self.message)
+
+
+def signed_line(seq: int, previous: bytes, record: Record, signer: Identity) -> bytes:
+    """The line of a record, without its end."""
+    content = {"seq": seq, "previous": previous.hex(), "kind": NAMES[type(record)], "body": to_body(record)}
+    signature = signer.sign(RECORD_DOMAIN + canonical(content))
+    return canonical({**content, "signature": signature.hex()})
+
+
+def read_line(line: bytes) -> Entry:
+    """A line as an entry; raises ProtocolError for everything that `signed_line` would not have made."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ProtocolError("it is not JSON") from None
+    if not isinstance(content, dict) or content.keys() != _FIELDS or content["kind"] not in KINDS:
+        raise ProtocolError("it is not a record of a kind that this version knows")
+    if _canonical(content) != line:
+        raise ProtocolError("it is not in the one form that a record has")
+    record = from_body(KINDS[content["kind"]], content["body"])
+    signature, previous = from_body(bytes, content.pop("signature")), from_body(bytes, content["previous"])
+    message = RECORD_DOMAIN + canonical(content)
+    return Entry(from_body(int, content["seq"]), previous, record, signature, message, hashlib.sha256(line).digest())
+
+
+def lines_of(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The lines of a log, each with whether it is whole; only the last one may not be."""
+    *whole, rest = data.split(b"\n")
+    yield from ((line, True) for line in whole)
+    if rest:
+        yield rest, False
+
+
+def _canonical(content: Any) -> bytes | None:
+    try:
+        return canonical(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _end_of(path: Path) -> tuple[int, bytes]:
+    """Number and hash for the next line; cuts off what a kill has torn."""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+        end = data.rfind(b"\n") + 1
+        if end != len(data):
+            with path.open("r+b") as file:
+                file.truncate(end)
+    except OSError as error:
+        raise SetupError(f"cannot go on with the evidence log {path}: {error.strerror or error}") from None
+    if end == 0:
+        return 0, FIRST
+    try:
+        last = read_line(data[data.rfind(b"\n", 0, end - 1) + 1 : end - 1])
+    except ProtocolError as error:
+        raise SetupError(
+            f"cannot go on with the evidence log {path}: its last line was altered ({error}); move it away"
+        ) from None
+    return last.seq + 1, last.digest
