@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Protocol
 
 from holdfast import seeds
@@ -21,6 +22,7 @@ from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity, derived
+from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.notary import Notary, Register
 from holdfast.execution import StageExecution, StepShape
 from holdfast.inbox import Boundary
@@ -234,6 +236,15 @@ def register(run: str, config: RunConfig) -> Register:
     """Who may sign in the run, for the notary."""
     keys = {name: identity.public for name, identity in members(config).items()}
     return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, tuple(keys))
+
+
+def open_notary(run: str, config: RunConfig) -> Notary:
+    """The notary of a run; it writes where the run has a directory. Where nothing is checked there is no evidence."""
+    if config.defence_name == "none":
+        return Notary()
+    out = config.output.dir
+    log = None if out is None else EvidenceLog(Path(out) / FILE, members(config)[COORDINATOR])
+    return Notary(register(run, config), log)
 
 
 def actions(config: RunConfig, stage: int) -> list[Action]:

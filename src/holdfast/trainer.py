@@ -20,12 +20,13 @@ from typing import Protocol
 
 import torch
 
-from holdfast.cluster import Cluster, Company, names_of_workers
+from holdfast.cluster import Cluster, Company, names_of_workers, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
+from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
 from holdfast.numerics import pinned
@@ -67,6 +68,7 @@ class Trainer:
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
         self._resume = resume
+        self._notary = Notary()
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
@@ -83,8 +85,14 @@ class Trainer:
         Raises a UsageError or SetupError before anything is written where the run cannot start, and FaultWindowExceeded
         where more is broken at once than can be carried.
         """
-        with pinned(self._config.model.device):
-            return self._run()
+        ended = "failed"
+        try:
+            with pinned(self._config.model.device):
+                result = self._run()
+            ended = "stopped" if self._stopping else "finished"
+            return result
+        finally:
+            self._notary.close(ended)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -115,6 +123,7 @@ class Trainer:
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
+        self._notary = open_notary(self.run_id, self._config)
         self._announce(job)
         return states
 
@@ -158,7 +167,8 @@ class Trainer:
         if policy.ban_policy == "ban":
             for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
-        cluster = Cluster(self.run_id, job, self._tell, self._cast, frozenset(self._lost))
+        deployment = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
+        cluster = Cluster(deployment, job, self._tell, self._cast, frozenset(self._lost), self._notary)
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
         record.lies.update(lies)
