@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 
 from holdfast.attacks import Campaign, DishonestWorker, Ledger, Misconduct, resolve_attack
 from holdfast.claim import ClaimKey
+from holdfast.cluster import INITIATOR, names_of_workers
 from holdfast.config import RunConfig
 from holdfast.faults import FaultPlan, Faults, FaultyActor
 from holdfast.message import Actor
@@ -22,16 +23,22 @@ class Troupe:
 
     def __init__(self, config: RunConfig, objects: Mapping[int, Misconduct] | None = None) -> None:
         pipeline, given = config.pipeline, objects or {}
+        untrusted = [name for name in names_of_workers(pipeline.stages) if name != INITIATOR]
         self.ledger = Ledger()
         self._attacks = [given.get(index) or resolve_attack(attack.spec) for index, attack in enumerate(config.attack)]
         self._campaigns = [
             Campaign.from_config(
-                attack, stages=pipeline.stages, seed=config.training.seed, index=index, micro_batches=pipeline.micro_batches
+                attack,
+                stages=pipeline.stages,
+                seed=config.training.seed,
+                index=index,
+                micro_batches=pipeline.micro_batches,
+                workers=untrusted,
             )
             for index, attack in enumerate(config.attack)
         ]
         faults = Faults.parse(config.faults)
-        faults.validate(pipeline.stages)
+        faults.validate(pipeline.stages, untrusted, (INITIATOR,))
         self._plan = FaultPlan(faults) if len(faults) else None
 
     def play(self, actor: Actor) -> Actor:

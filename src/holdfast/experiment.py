@@ -15,6 +15,7 @@ from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
 from holdfast.errors import ConfigError
 from holdfast.event import Event
 from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
+from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
 from holdfast.trainer import Trainer
@@ -90,6 +91,8 @@ class _Recorder:
         self._writers: list[JsonlReport | TensorBoard] = []
         if config.output.report_to and out is None:
             raise ConfigError("--report-to tensorboard needs a directory for its files; give --out DIR (out=DIR in Python)")
+        if config.output.report_to:
+            require_tensorboard()  # now, and not when there is something to write
 
     def __call__(self, event: Event, seconds: float) -> None:
         if self._out is None:

@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a full disk, a vanished folder
+        _fail(f"the system refused a file: {error}; make room or give permission, then go on with --resume", 3, debug=debug)
     except Exception as error:  # noqa: BLE001  (the one border: whatever it is, the user gets one line)
         told = f"{type(error).__name__}: {error}".strip().rstrip(":")
         _fail(f"unexpected {told}\nThis is a defect of Holdfast; run again with --debug for the traceback.", 1, debug=debug)

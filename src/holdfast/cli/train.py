@@ -59,6 +59,8 @@ def _tables(
 
     if config is not None and resume is not None:
         raise ConfigError(f"got both {config} and --resume {resume}; a resumed run has its settings in {resume}/config.toml")
+    if resume is not None and settings.get("out") is not None:
+        raise ConfigError(f"got --out {settings['out']} with --resume {resume}; a resumed run goes on in its own directory")
     if resume is not None:
         directory = run_directory(resume)
         tables = merge(merge(read_toml(directory / "config.toml"), settings), {"out": str(directory)})

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from holdfast.errors import ConfigError, PartitionError
-from holdfast.partition.families import Family, family_of
+from holdfast.partition.families import TESTED, Family, family_of
 
 MAX_LAYERS = 1024
 """More layers than any model has: a config that asks for more is broken or hostile."""
@@ -53,7 +53,9 @@ def _model_class(config: Any) -> Any:
 
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
-        raise PartitionError(f"the library has no causal language model of type {config.model_type!r}")
+        raise PartitionError(
+            f"the library has no causal language model of type {config.model_type!r}; proven types are {', '.join(TESTED)}"
+        )
     return mapping[type(config)]
 
 

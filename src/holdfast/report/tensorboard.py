@@ -9,15 +9,20 @@ from holdfast.errors import MissingExtra
 from holdfast.event import Alert, Evaluated, Event, Ruling, RunFinished, StepSealed
 
 
+def require_tensorboard() -> Any:
+    """The library's writer; raises MissingExtra where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", extra="tensorboard", purpose="--report-to tensorboard") from None
+    return SummaryWriter
+
+
 class TensorBoard:
     """Observer that writes scalars under `directory`; raises MissingExtra where tensorboard is not installed."""
 
     def __init__(self, directory: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtra("tensorboard", extra="tensorboard", purpose="--report-to tensorboard") from None
-        self._writer: Any = SummaryWriter(str(directory))
+        self._writer: Any = require_tensorboard()(str(directory))
         self._alerts = 0
         self._rulings = 0
 
