@@ -1,5 +1,6 @@
 """One stage computing one step: the bits of the plain model, and nothing before its seal."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -150,6 +151,12 @@ def test_a_loaded_state_goes_on_like_the_one_it_was_taken_from(toy):
         computed(toy, each, 1).update(1.0, 0.1)
     assert state_digest(one.state(2, candidate=True)) == state_digest(other.state(2, candidate=True))
     assert one.state(2, candidate=True).updates == 2
+
+
+def test_a_state_without_moments_is_a_fresh_optimizer(toy):
+    execution = toy.execution(1)
+    execution.load(replace(toy.state(1), moments={}))
+    assert state_digest(execution.state(0)) == toy.sealed(1)
 
 
 def test_loading_drops_a_candidate(toy):
