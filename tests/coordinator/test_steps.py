@@ -214,6 +214,12 @@ def test_headers_that_are_not_heard(world, name):
     assert w.events == []
 
 
+def test_there_are_as_many_micro_batches_as_there_are(world):
+    w = world().begin()
+    assert w.post("w0", "a01") != []
+    assert w.post("w0", "a02") == []
+
+
 @pytest.mark.parametrize("role", Role)
 def test_the_route_says_who_is_primary_and_not_the_header(world, role):
     w = world().begin()
