@@ -25,6 +25,8 @@ from holdfast.config import resolve
 from holdfast.digest import weights_digest
 from holdfast.errors import CheckpointError
 from holdfast.event import Event, Resumed, StepSealed
+from holdfast.evidence.log import FILE, read_line
+from holdfast.evidence.record import Opening
 from holdfast.report import read_run
 from holdfast.report.jsonl import JsonlReport, read_report
 from holdfast.result import RunResult
@@ -140,6 +142,9 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
     assert told(resumed) == told(whole)
     assert weights_digest(load_file(resumed / "model" / "model.safetensors")) == read_run(whole).result["weights_digest"]
     assert not [path.name for path in resumed.rglob(".*")], "nothing half-written is left"
+    if (resumed / FILE).exists():
+        records = [read_line(line).record for line in (resumed / FILE).read_bytes().splitlines()]
+        assert {record.run for record in records if isinstance(record, Opening)} == {read_run(resumed).result["run_id"]}
 
 
 def interrupted(settings: dict[str, Any], out: Path, after: int) -> RunResult:
@@ -183,7 +188,7 @@ def survive(settings: dict[str, Any], root: Path, seeds: range) -> None:
 
 
 def test_a_run_killed_anywhere_ends_as_if_nothing_had_happened(tiny: dict[str, Any], tmp_path: Path) -> None:
-    survive({**tiny, **ATTACKED}, tmp_path, range(5))
+    survive({**tiny, **ATTACKED}, tmp_path, range(3))
 
 
 @pytest.mark.slow
@@ -210,7 +215,7 @@ def test_a_torn_last_line_of_the_report_is_dropped(tiny: dict[str, Any], whole: 
 
 
 @pytest.mark.parametrize("more", [{}, SKIPPING], ids=["clean", "skipping"])
-@pytest.mark.parametrize("after", [0, 2, 4])
+@pytest.mark.parametrize("after", [0, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_stopped_run_goes_on(
     tiny: dict[str, Any], whole: Callable[..., Path], tmp_path: Path, after: int, more: dict[str, Any]
 ) -> None:
@@ -267,7 +272,7 @@ def test_a_run_stopped_before_its_first_step_begins_anew(
 # -- resumed otherwise ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("stages", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_number_of_stages_may_change(tiny: dict[str, Any], whole: Callable[..., Path], tmp_path: Path, stages: int) -> None:
     out = tmp_path / "run"
     interrupted(tiny, out, 2)

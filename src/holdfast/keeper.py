@@ -16,7 +16,9 @@ from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_ch
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, SetupError
+from holdfast.errors import CheckpointError, ConfigError, ProtocolError, SetupError
+from holdfast.evidence.log import FILE, read_line
+from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.partition import is_adapter, save_adapter, save_model
 from holdfast.partition.source import LocalFiles
@@ -48,6 +50,7 @@ class Keeper:
         """
         path = _checkpoint_in(source)
         if path is None:
+            self.run = _earlier_name(source) or self.run
             return self.initial(), Progress()
         snapshot = read_checkpoint(path)
         if snapshot.version > self._config.training.steps:
@@ -151,6 +154,17 @@ def _checkpoint_in(source: Path) -> Path | None:
             f"{source} holds neither a run nor a checkpoint; give a run's directory or a checkpoints/step-NNNNNN"
         )
     return latest_checkpoint(root)
+
+
+def _earlier_name(source: Path) -> str | None:
+    """What a run without a checkpoint called itself; its evidence goes on only under the same name."""
+    path = (source.parent if source.name == "checkpoints" else source) / FILE
+    try:
+        with path.open("rb") as lines:
+            record = read_line(lines.readline().rstrip(b"\n")).record
+    except (OSError, ProtocolError):
+        return None
+    return record.run if isinstance(record, Opening) else None
 
 
 def states_of(snapshot: Snapshot, job: Job, path: Path) -> dict[int, StageState]:
