@@ -122,14 +122,11 @@ def test_every_attack_is_in_a_matrix() -> None:
 
 QUICK_FORGERIES = [(f"{name},direction={DIRECTIONS[i % 3]}", STAGES[i % 4]) for i, name in enumerate(ON_TENSORS)]
 QUICK_LIES = [
-    ("wrong-gradient,mode=header", 1),
     ("wrong-gradient,mode=state", 4),
     ("wrong-gradient,mode=secret", 2),
     ("wrong-norm,factor=0.5", 3),
     ("wrong-update,mode=state", 1),
-    ("wrong-update,mode=secret", 2),
     ("wrong-parent,direction=both", 4),
-    ("equivocation,direction=both,honest_first=true", 1),
     ("equivocation,direction=backward,honest_first=false", 3),
     ("corrupt-shadow,size=0.1", 2),
     ("framing,direction=both", 3),
@@ -154,6 +151,7 @@ def test_an_update_spoilt_in_secret_after_the_last_seal(lab: Any) -> None:
     assert result.digest == lab.clean(result).digest
 
 
+BOTH_WAYS = [attack for attack in FORGERIES if attack.endswith("direction=both")]
 EVERYTHING = [(attack, stage, rate) for attack, stage in [*itertools.product(FORGERIES, STAGES), *PROTOCOL] for rate in RATES]
 
 
@@ -172,7 +170,6 @@ QUICK_RETRIES = [
     ("restart", "sign-flip,direction=forward", 1),
     ("restart", "gaussian,direction=backward", 4),
     ("restart", "wrong-gradient,mode=state", 2),
-    ("restart", "framing,direction=backward", 3),
     ("relay", "sign-flip,direction=both", 3),
     ("relay", "wrong-update,mode=header", 1),
     ("relay", "lie-on-direct,direction=forward,header=false", 2),
@@ -209,7 +206,7 @@ def test_everything_is_restarted(lab: Any, attack: str, stage: int, rate: float)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remedy", ["restart", "relay"])
-@pytest.mark.parametrize(("attack", "stage"), expecting([*itertools.product(FORGERIES, STAGES), *PROTOCOL]))
+@pytest.mark.parametrize(("attack", "stage"), expecting([*itertools.product(BOTH_WAYS, STAGES), *PROTOCOL]))
 def test_everything_persistent_is_replaced_in_the_end(lab: Any, attack: str, stage: int, remedy: str) -> None:
     check_caught(lab, lab.run(attack=campaign(attack, stage, 1.0, 2, persistent="true"), on_alert=remedy))
 
@@ -221,7 +218,6 @@ POLICIES = {"quarantine": {"ban_policy": "quarantine"}, "ban": {"ban_policy": "b
 UNREAD = "of a quarantined holder's account only the output is looked at, not the inputs and the norms"
 QUICK_POLICIES = [
     ("quarantine", "sign-flip,direction=both", 2),
-    ("quarantine", "framing,direction=backward", 1),
     ("quarantine", "wrong-update,mode=state", 4),
     pytest.param("quarantine", "wrong-norm,factor=0.5", 3, marks=pytest.mark.xfail(strict=True, reason=UNREAD)),
     ("ban", "sign-flip,direction=both", 4),
@@ -237,7 +233,7 @@ def test_who_is_put_out_changes_no_bit(lab: Any, policy: str, attack: str, stage
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("attack", "stage"), expecting([*itertools.product(FORGERIES, STAGES), *PROTOCOL]))
+@pytest.mark.parametrize(("attack", "stage"), expecting([*itertools.product(BOTH_WAYS, STAGES), *PROTOCOL]))
 def test_whoever_is_put_out_changes_no_bit(request: Any, lab: Any, policy: str, attack: str, stage: int) -> None:
     if policy == "quarantine" and attack.startswith(("wrong-norm", "wrong-parent")):
         request.applymarker(pytest.mark.xfail(strict=True, reason=UNREAD))

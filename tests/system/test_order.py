@@ -46,14 +46,13 @@ def network(seed: int, **more: Any) -> dict[str, Any]:
     return {"wire_check": True, "seed": seed, **ROUGH, **more}
 
 
-@pytest.mark.parametrize("trouble", ["calm", "two liars", "links", "crash", "crash and liar"])
+@pytest.mark.parametrize("trouble", ["two liars", "links", "crash and liar"])
 def test_late_lost_and_reordered_messages(lab: Any, trouble: str) -> None:
     check_same(lab, **TROUBLES[trouble], cluster=network(seed=1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-@pytest.mark.parametrize("jitter", [0.2, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize(("jitter", "schedule"), [(0.2, "1f1b"), (1.0, "gpipe"), (4.0, "1f1b"), (4.0, "gpipe"), (20.0, "1f1b")])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_late_lost_and_reordered_messages_everywhere(lab: Any, trouble: str, seed: int, jitter: float, schedule: str) -> None:
@@ -61,14 +60,7 @@ def test_late_lost_and_reordered_messages_everywhere(lab: Any, trouble: str, see
     check_same(lab, **TROUBLES[trouble], cluster=cluster, steps=3, micro_batches=4, schedule=schedule)
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        "sign-flip",
-        "crash",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in TROUBLES if name not in ("sign-flip", "crash")),
-    ],
-)
+@pytest.mark.parametrize("trouble", [pytest.param(n, marks=[] if n == "crash" else [pytest.mark.slow]) for n in TROUBLES])
 def test_unlike_machines(lab: Any, trouble: str) -> None:
     """Layers follow the speeds to other stages, and messages come in another order: the model that comes out is the same."""
     model = {"name": "gpt2:layers=9,width=16,heads=2"}
@@ -90,7 +82,7 @@ def test_the_order_shows_in_the_time_alone(lab: Any, defence: str) -> None:
 
 def test_one_seed_is_one_run(lab: Any) -> None:
     """The same cluster twice: the same events at the same virtual times; another seed gives other times."""
-    settings = {**TROUBLES["crash and liar"], "steps": 3}
+    settings = {**TROUBLES["crash and liar"], "steps": 2}
     first, again, other = (lab.run(**settings, cluster=network(seed)) for seed in (1, 1, 2))
     assert (first.events, first.virtual_s) == (again.events, again.virtual_s)
     assert first.virtual_s != other.virtual_s
