@@ -319,7 +319,8 @@ def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(whole: Callab
     shutil.rmtree(out / "checkpoints" / "step-000006")
     (out / "checkpoints" / "step-000004" / "optimizer.safetensors").write_bytes(b"torn")
     assert command("train", "--resume", str(out), "-q") == 3
-    assert command("train", "--resume", str(out / "checkpoints" / "step-000002"), "-q") == 0
+    assert command("train", "--resume", str(out / "checkpoints" / "step-000002"), "--checkpoint-every", "3", "-q") == 0
+    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["2", "3", "6"]
     assert_same_run(out, whole())
     assert command("export", str(out), "--to", str(tmp_path / "model")) == 0
 
@@ -339,19 +340,19 @@ def test_steps_that_were_not_checked_stay_uncertified(tiny: dict[str, Any], tmp_
     assert state["certified"] is False
 
 
-def test_a_banned_worker_stays_banned_and_a_liar_is_remembered(tiny: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("pauses", [(), (3,)], ids=["banned after the resume", "banned at a resume"])
+def test_a_banned_worker_stays_banned_and_a_liar_is_remembered(
+    tiny: dict[str, Any], tmp_path: Path, pauses: tuple[int, ...]
+) -> None:
+    """Two lies a step, banned after five: in step 2 the liar tells the fifth."""
     liar = {**tiny, "attack": "sign-flip,worker=w2", "ban_policy": "ban", "defence": {"ban_after": 5}}
-    Experiment(**liar, out=str(tmp_path / "whole")).run()
     out = tmp_path / "run"
-    for after in (1, 3):
-        if after == 1:
-            assert interrupted(liar, out, after).blamed_workers == {"w2": 4}
-            Experiment(resume=out, steps=3).run()
-        else:
-            Experiment(resume=out, steps=6).run()
-    banned = [record for record in read_report(out / "report.jsonl") if record["event"] == "Banned"]
-    assert [record["worker"] for record in banned] == ["w2"]
-    assert read_run(out).result["blamed_workers"] == read_run(tmp_path / "whole").result["blamed_workers"] == {"w2": 6}
+    assert interrupted(liar, out, 1).blamed_workers == {"w2": 4}
+    for steps in (*pauses, 6):
+        result = Experiment(resume=out, steps=steps).run()
+    assert (result.blamed_workers, result.rollbacks) == ({"w2": 6}, 0)
+    banned = [record["worker"] for record in read_report(out / "report.jsonl") if record["event"] == "Banned"]
+    assert banned == ["w2"]
 
 
 def test_without_a_directory_a_checkpoint_can_still_be_the_start(tiny: dict[str, Any], whole: Callable[..., Path]) -> None:
