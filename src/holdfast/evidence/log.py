@@ -80,7 +80,8 @@ def read_line(line: bytes) -> Entry:
         content = json.loads(line)
     except (ValueError, RecursionError):
         raise ProtocolError("it is not JSON") from None
-    if not isinstance(content, dict) or content.keys() != _FIELDS or content["kind"] not in KINDS:
+    known = isinstance(content, dict) and content.keys() == _FIELDS
+    if not known or not isinstance(content["kind"], str) or content["kind"] not in KINDS:
         raise ProtocolError("it is not a record of a kind that this version knows")
     if _canonical(content) != line:
         raise ProtocolError("it is not in the one form that a record has")

@@ -1,0 +1,175 @@
+"""The audit: read an evidence log with nothing but itself, and say what it proves. Imports no torch.
+
+    bytes --> lines --> form, number, chain, signature --> each record against those before it (casebook) --> Audit
+
+    intact       everything follows, up to the closing record
+    incomplete   as far as it goes it follows, but it ends before its closing record: a killed run, or a log cut short
+    altered      a line is not what was written: edited, moved, removed, or signed with another key
+    unsound      whoever holds the coordinator's key wrote what does not follow from the evidence beside it
+
+Nothing behind the first fault counts.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import ProtocolError
+from holdfast.evidence.casebook import CaseBook, Dispute, Law
+from holdfast.evidence.identity import fingerprint
+from holdfast.evidence.log import FIRST, Entry, lines_of, read_line
+from holdfast.evidence.record import Accusation, Opening, to_body
+
+COORDINATOR = "coordinator"
+"""Whose key signs the log."""
+
+
+class Status(enum.StrEnum):
+    INTACT = "intact"
+    INCOMPLETE = "incomplete"
+    ALTERED = "altered"
+    UNSOUND = "unsound"
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the log proves. `records` are those before the first fault, `fault` says what it is (empty: none).
+
+    `pinned` says whether the signing key is the one that the auditor asked for (None: none was asked for).
+    """
+
+    status: Status
+    fault: str
+    records: int
+    last: bytes
+    signer: str
+    pinned: bool | None
+    opening: Opening | None
+    book: CaseBook
+
+    @property
+    def disputes(self) -> list[Dispute]:
+        return list(self.book.disputes.values())
+
+    @property
+    def guilty(self) -> Mapping[str, Counter[str]]:
+        """Proven lies by worker and kind."""
+        found: dict[str, Counter[str]] = {}
+        for dispute in self.disputes:
+            for worker, kind in dispute.proven:
+                found.setdefault(worker, Counter())[kind] += 1
+        return found
+
+    @property
+    def clean(self) -> bool:
+        """Whether the log is whole and proves nothing against anybody."""
+        return self.status is Status.INTACT and not self.guilty
+
+    def to_json(self) -> dict[str, Any]:
+        opening = self.opening
+        return {
+            "status": self.status.value,
+            "fault": self.fault,
+            "records": self.records,
+            "last": self.last.hex(),
+            "signer": self.signer,
+            "pinned": self.pinned,
+            "run": opening.run if opening else None,
+            "derived_keys": list(opening.derived) if opening else [],
+            "version": self.book.version,
+            "guilty": {worker: dict(kinds) for worker, kinds in self.guilty.items()},
+            "disputes": [_dispute_json(dispute) for dispute in self.disputes],
+            "interruptions": self.book.interruptions,
+            "takeovers": [to_body(takeover) for takeover in self.book.takeovers],
+            "refused": self.book.refused,
+        }
+
+
+def audit(data: bytes, law: Law, pinned: str | None = None) -> Audit:
+    """Audit the bytes of a log; `pinned` is the fingerprint that its signer must have. Raises nothing, whatever the bytes."""
+    reader = _Reader(law, pinned)
+    for line, whole in lines_of(data):
+        if not whole:
+            reader.stop(Status.INCOMPLETE, f"truncated after record {reader.records - 1}: the last line is torn")
+        elif reader.status is Status.INTACT:
+            reader.read(line)
+    if reader.status is Status.INTACT and not reader.book.closed:
+        reader.stop(Status.INCOMPLETE, f"truncated after record {reader.records - 1}: there is no closing record")
+    return reader.result()
+
+
+class _Reader:
+    """Reads line after line until the first fault."""
+
+    def __init__(self, law: Law, pinned: str | None) -> None:
+        self.status = Status.INTACT
+        self.book = CaseBook(law)
+        self.records = 0
+        self._pinned = pinned
+        self._fault = ""
+        self._last = FIRST
+        self._key = b""
+        self._opening: Opening | None = None
+
+    def stop(self, status: Status, fault: str) -> None:
+        """The first fault is the one that counts."""
+        if self.status is Status.INTACT:
+            self.status, self._fault = status, fault
+
+    def read(self, line: bytes) -> None:
+        try:
+            entry = read_line(line)
+            self._place(entry)
+        except ProtocolError as error:
+            self.stop(Status.ALTERED, f"line {self.records + 1}: {error}")
+            return
+        try:
+            self.book.take(entry.seq, entry.previous, entry.record)
+        except ProtocolError as error:
+            self.stop(Status.UNSOUND, f"record {entry.seq}: {error}")
+            return
+        self.records, self._last = self.records + 1, entry.digest
+
+    def _place(self, entry: Entry) -> None:
+        """Whether the line stands where it was written, by whoever wrote the first one."""
+        if entry.seq != self.records:
+            raise ProtocolError(f"it is record {entry.seq} where record {self.records} belongs: moved, removed or repeated")
+        if entry.previous != self._last:
+            raise ProtocolError("it does not follow on the line before it")
+        if entry.seq == 0:
+            if type(entry.record) is not Opening:
+                raise ProtocolError("the log does not begin with an opening record")
+            self._opening = entry.record
+            self._key = entry.record.keys.get(COORDINATOR, b"")
+            if self._pinned is not None and not self.signer.startswith(self._pinned):
+                raise ProtocolError(f"the log is signed by {self.signer}, not by the pinned key {self._pinned}")
+        if not entry.signed_by(self._key):
+            raise ProtocolError("its signature is not the coordinator's: edited, or signed with another key")
+
+    @property
+    def signer(self) -> str:
+        return fingerprint(self._key) if self._key else ""
+
+    def result(self) -> Audit:
+        pinned = None if self._pinned is None else self.signer.startswith(self._pinned) and self._key != b""
+        book = self.book
+        return Audit(self.status, self._fault, self.records, self._last, self.signer, pinned, self._opening, book)
+
+
+def _dispute_json(dispute: Dispute) -> dict[str, Any]:
+    return {
+        "number": dispute.number,
+        "key": to_body(dispute.key),
+        "claim": str(dispute.key),
+        "records": list(dispute.records),
+        "accusations": [
+            {"reason": said.reason, "suspects": list(said.suspects), "by": said.by} for said in dispute.of(Accusation)
+        ],
+        "rulings": [{"basis": ruled.basis, "culprits": list(ruled.culprits)} for ruled in dispute.rulings],
+        "proven": [{"worker": worker, "lie": kind} for worker, kind in dispute.proven],
+        "verdict": dispute.verdict,
+    }

@@ -1,0 +1,147 @@
+"""What an audit found, in plain words: a page about the log, and the story of one dispute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from holdfast.claim import Header
+from holdfast.evidence.audit_log import Audit, Status
+from holdfast.evidence.casebook import Dispute
+from holdfast.evidence.record import Account, Accusation, Equivocated, Found, Misdelivered, Ruled, Stood
+
+HEADLINES = {
+    Status.INTACT: "intact: every record is there, in order, as it was signed",
+    Status.INCOMPLETE: "INCOMPLETE: the run was killed, or the log was cut short",
+    Status.ALTERED: "ALTERED: the log was tampered with",
+    Status.UNSOUND: "UNSOUND: the signed records contradict their own evidence",
+}
+BASES = {
+    "finding": "held against the referee's own computation",
+    "equivocation": "two signed accounts of one claim; no referee needed",
+    "delivery": "what it sent to the coordinator itself",
+    "quarantine": "it had lied before; nobody computed this again, so this is no proof",
+}
+REASONS = {
+    "output": "the two accounts name different outputs",
+    "norms": "the two accounts name different gradient norms",
+    "parent": "an account names another input than the accepted one",
+    "delivery": "a tensor came that is not the accepted one",
+    "withheld": "a tensor did not come in time",
+    "equivocation": "one worker said two different things",
+}
+
+
+def page(audit: Audit) -> Iterator[str]:
+    """The report, line by line."""
+    yield from _about_the_log(audit)
+    if audit.disputes:
+        yield ""
+        yield from _table(audit.disputes)
+    yield ""
+    for worker, kinds in audit.guilty.items():
+        count = sum(kinds.values())
+        told = ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common())
+        yield f"PROVEN GUILTY: {worker}, of {count} {'lie' if count == 1 else 'lies'}: {told}"
+    if not audit.guilty:
+        yield "No worker is proven guilty."
+    if audit.status is not Status.INTACT:
+        name = HEADLINES[audit.status].partition(":")[0]
+        yield f"{name}: what is said above rests on the first {audit.records} records only."
+
+
+def explain(dispute: Dispute) -> Iterator[str]:
+    """One dispute from its first record to its last, a sentence or two each."""
+    yield f"Dispute {dispute.number}: {dispute.key}."
+    for seq, record in dispute.records.items():
+        for line in _tell(dispute, record):
+            yield f"  [{seq}] {line}"
+    yield f"Verdict: {dispute.verdict}."
+
+
+def _about_the_log(audit: Audit) -> Iterator[str]:
+    opening = audit.opening
+    yield f"run        {opening.run if opening else 'unknown'}, sealed up to version {audit.book.version}"
+    yield f"log        {HEADLINES[audit.status]}"
+    if audit.fault:
+        yield f"           {audit.fault}"
+    yield f"checked    {audit.records} records of the coordinator, {audit.book.headers} signed accounts of workers"
+    pin = {
+        None: "an unpinned key: give --key to be sure whose it is",
+        True: "the pinned key",
+        False: "NOT the pinned key",
+    }[audit.pinned]
+    yield f"signed by  {audit.signer or 'nobody'} ({pin})"
+    if opening is not None and opening.derived:
+        yield "           keys follow from the run's seed: a simulation, which whoever knows the seed could sign anew"
+    for seq in audit.book.interruptions:
+        yield f"           the run was killed before record {seq}, where it goes on"
+    for takeover in audit.book.takeovers:
+        yield f"           {takeover.heir} took stage {takeover.stage} over from {takeover.lost} in step {takeover.step}"
+    for worker, count in audit.book.refused.items():
+        yield f"           {count} headers in the name of {worker} were refused: not signed by it"
+
+
+def _table(disputes: list[Dispute]) -> Iterator[str]:
+    rows = [("#", "claim", "why", "accused by", "suspects", "verdict")]
+    for dispute in disputes:
+        said = dispute.of(Accusation)
+        rows.append(
+            (
+                str(dispute.number),
+                str(dispute.key),
+                ", ".join(dict.fromkeys(each.reason for each in said)),
+                ", ".join(dict.fromkeys(each.by for each in said)),
+                ", ".join(dict.fromkeys(worker for each in said for worker in each.suspects)),
+                dispute.verdict,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _tell(dispute: Dispute, record: object) -> Iterator[str]:
+    match record:
+        case Account(_, header):
+            yield f"{header.worker}, {header.role} of stage {header.key.stage}, signed: {_content(header)}."
+        case Accusation(_, _, reason, suspects, by):
+            whom = ", ".join(suspects) or "nobody untrusted"
+            yield f"{_accuser(by, reason)}: {REASONS.get(reason, reason)}. Suspected: {whom}."
+        case Found(_, finding):
+            yield f"The referee computed it again, from sealed weights and accepted inputs: output {_short(finding.output)}."
+            yield from _compared(dispute, record)
+        case Equivocated(_, first, second, by):
+            shown = "to the board" if by == "board" else f"to {by}, who showed it"
+            yield f"{first.worker} signed for the board: {_content(first)};"
+            yield f"and {shown}: {_content(second)}."
+        case Misdelivered(_, _, worker, got, accepted):
+            yield f"{worker} sent the coordinator {_short(got)} where {_short(accepted)} was accepted."
+        case Stood(_, _, accepted):
+            yield f"The board had accepted {_short(accepted)}, on the other holder's word."
+        case Ruled(_, _, _, culprits, basis):
+            who = f"{' and '.join(culprits)} lied" if culprits else "nobody could be named"
+            yield f"Ruling: {who} ({BASES[basis]})."
+
+
+def _accuser(by: str, reason: str) -> str:
+    if by in ("board", "referee", "deadline"):
+        return f"Alarm by the {by}"
+    return f"Alarm by {by}, who complained" if reason == "delivery" else f"Alarm by the account of {by}, who verifies the stage"
+
+
+def _compared(dispute: Dispute, found: Found) -> Iterator[str]:
+    for account in dispute.of(Account):
+        header = account.header
+        same = header.output == found.finding.output
+        chained = found.inputs is None or header.inputs == found.inputs
+        more = "" if chained else ", but it names another input than the accepted one"
+        yield f"{header.worker}'s output is {'the same' if same else 'another'}{more}."
+
+
+def _content(header: Header) -> str:
+    made = f", made from {', '.join(_short(digest) for digest in header.inputs)}" if header.inputs else ""
+    return f"output {_short(header.output)}{made}"
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:12] or "nothing"

@@ -1,0 +1,176 @@
+"""`holdfast audit` on real runs: who is named, with which exit code, in which words, and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.experiment import Experiment
+
+SMALL: dict[str, Any] = {
+    "model": "gpt2:layers=5,width=16,heads=2",
+    "stages": 5,
+    "steps": 3,
+    "micro_batches": 2,
+    "micro_batch_size": 2,
+    "seq_length": 8,
+    "vocabulary": 300,
+    "data": "synthetic",
+}
+ATTACKS = {
+    "forward": ["sign-flip,stages=2"],
+    "backward": ["gaussian,stages=1"],
+    "framing": ["framing,stages=2,direction=both"],
+    "equivocation": ["equivocation,stages=3"],
+    "delivery": ["lie-on-direct,stages=2"],
+    "whole-step": ["wrong-norm,stages=1", "wrong-update,stages=3"],
+    "parent": ["wrong-parent,stages=2"],
+    "two": ["sign-flip,stages=1", "framing,stages=3"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Directories of finished runs, made once each, with what the trainer blamed."""
+    root, done = tmp_path_factory.mktemp("runs"), {}
+
+    def make(name: str, **settings: Any) -> tuple[Path, Any]:
+        if name not in done:
+            result = Experiment(out=str(root / name), **{**SMALL, **settings}).run()
+            done[name] = (root / name, result)
+        return done[name]
+
+    return make
+
+
+def test_a_run_without_lies_is_clean(holdfast: Any, runs: Any) -> None:
+    out, _ = runs("clean")
+    outcome = holdfast("audit", str(out))
+    assert outcome.code == 0
+    assert "intact: every record is there" in outcome.out
+    assert "No worker is proven guilty." in outcome.out
+    assert (out / "evidence.jsonl").read_bytes().count(b"\n") == 1 + SMALL["steps"] + 1, "an honest step costs one line"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_exactly_the_liars_are_proven_guilty(holdfast: Any, runs: Any, name: str) -> None:
+    out, result = runs(name, attack=ATTACKS[name])
+    outcome = holdfast("audit", str(out), "--json")
+    found = json.loads(outcome.out.splitlines()[-1])
+    assert outcome.code == 1
+    assert (found["status"], found["fault"]) == ("intact", "")
+    counts = {worker: sum(kinds.values()) for worker, kinds in found["guilty"].items()}
+    assert counts == dict(result.blamed_workers)
+    assert set(counts) == LIARS[name]
+    assert result.weights_digest == runs("clean")[1].weights_digest
+
+
+LIARS = {
+    "forward": {"w2"},
+    "backward": {"w1"},
+    "framing": {"w3"},
+    "equivocation": {"w3"},
+    "delivery": {"w2"},
+    "whole-step": {"w1", "w3"},
+    "parent": {"w2"},
+    "two": {"w1"},
+}
+
+
+def test_the_words_for_guilt_and_for_tampering_differ(holdfast: Any, runs: Any, tmp_path: Path) -> None:
+    out, _ = runs("forward", attack=ATTACKS["forward"])
+    told = holdfast("audit", str(out)).out
+    assert "PROVEN GUILTY: w2, of 6 lies: false activation (6)" in told
+    assert "tampered" not in told
+    altered = tmp_path / "log"
+    clean, _ = runs("clean")
+    altered.write_bytes((clean / "evidence.jsonl").read_bytes().replace(b'"step":1', b'"step":7'))
+    outcome = holdfast("audit", str(altered))
+    assert outcome.code == 1
+    assert "ALTERED: the log was tampered with" in outcome.out
+    assert "No worker is proven guilty." in outcome.out
+    altered.write_bytes((clean / "evidence.jsonl").read_bytes()[:-1])
+    outcome = holdfast("audit", str(altered))
+    assert outcome.code == 1
+    assert "INCOMPLETE" in outcome.out
+
+
+def test_one_dispute_in_plain_words(holdfast: Any, runs: Any) -> None:
+    out, _ = runs("forward", attack=ATTACKS["forward"])
+    told = holdfast("audit", str(out), "--explain", "2").out
+    assert told.startswith("Dispute 2: forward of stage 2, step 0 micro-batch 1.")
+    assert told.rstrip().endswith("Verdict: w2: false activation.")
+    record = json.loads(holdfast("audit", str(out), "--json").out.splitlines()[-1])["disputes"][1]["records"][-1]
+    assert holdfast("audit", str(out), "--explain", f"r{record}").out == told
+
+
+@pytest.mark.parametrize("wanted", ["99", "0", "x", "r0", "-1", "r", "²"])
+def test_a_dispute_that_is_not_there(holdfast: Any, runs: Any, wanted: str) -> None:
+    out, _ = runs("forward", attack=ATTACKS["forward"])
+    outcome = holdfast("audit", str(out), f"--explain={wanted}")
+    assert outcome.code == 2
+    assert "no such dispute" in outcome.err
+
+
+def test_the_signer_can_be_pinned(holdfast: Any, runs: Any) -> None:
+    out, _ = runs("clean")
+    told = holdfast("audit", str(out)).out
+    assert "an unpinned key" in told
+    signer = json.loads(holdfast("audit", str(out), "--json").out)["signer"]
+    outcome = holdfast("audit", str(out), "--key", signer)
+    assert outcome.code == 0
+    assert "(the pinned key)" in outcome.out
+    outcome = holdfast("audit", str(out), "--key", "0" * 64)
+    assert outcome.code == 1
+    assert "not by the pinned key" in outcome.out
+    assert holdfast("audit", str(out), "--key", signer[:16]).code == 2
+    assert holdfast("audit", str(out), "--key", "z" * 64).code == 2
+
+
+def test_no_log_is_a_wrong_argument(holdfast: Any, tmp_path: Path) -> None:
+    outcome = holdfast("audit", str(tmp_path))
+    assert outcome.code == 2
+    assert "no evidence log at" in outcome.err
+    (tmp_path / "evidence.jsonl").write_bytes(b"")
+    assert holdfast("audit", str(tmp_path)).code == 1
+
+
+def test_without_a_defence_there_is_no_evidence(runs: Any) -> None:
+    out, result = runs("bare", defence="none")
+    assert not (out / "evidence.jsonl").exists()
+    assert result.weights_digest == runs("clean")[1].weights_digest, "signing changes no bit"
+
+
+def test_the_audit_of_a_dispute_loads_no_torch(runs: Any) -> None:
+    out, _ = runs("forward", attack=ATTACKS["forward"])
+    program = (
+        "import sys\n"
+        "from holdfast.cli.main import main\n"
+        "try:\n    main(['audit', sys.argv[1], *sys.argv[2:]])\n"
+        "except SystemExit as left:\n    print(left.code)\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)))\n"
+    )
+    for more in ([], ["--json"], ["--explain", "1"]):
+        done = subprocess.run([sys.executable, "-c", program, str(out), *more], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-2:] == ["1", "[]"], done.stdout
+
+
+def test_a_rolled_back_and_a_resumed_run_are_one_story(holdfast: Any, tmp_path: Path) -> None:
+    """Two neighbours die (a rollback), and the finished run is trained on."""
+    settings = {**SMALL, "stages": 6, "model": "gpt2:layers=6,width=16,heads=2", "attack": "sign-flip,stages=4"}
+    faults = ["crash stage=1 step=1", "crash stage=2 step=1"]
+    first = Experiment(out=str(tmp_path), faults=faults, **settings).run()
+    assert first.rollbacks == 1
+    kinds = Counter(json.loads(line)["kind"] for line in (tmp_path / "evidence.jsonl").read_text().splitlines())
+    assert (kinds["opening"], kinds["rollback"], kinds["closing"]) == (1, 1, 1)
+    assert holdfast("audit", str(tmp_path), "--json").code == 1
+    second = Experiment(resume=tmp_path, steps=4).run()
+    found = json.loads(holdfast("audit", str(tmp_path), "--json").out.splitlines()[-1])
+    assert (found["status"], found["version"], found["interruptions"]) == ("intact", 4, [])
+    assert {worker: sum(kinds.values()) for worker, kinds in found["guilty"].items()} == dict(second.blamed_workers)

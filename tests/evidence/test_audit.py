@@ -1,0 +1,280 @@
+"""What an audit accepts as proof: rulings that follow from accounts and findings, and no others, even well signed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from holdfast.claim import Direction, Role
+from holdfast.evidence.identity import derived
+from holdfast.evidence.record import Accusation, Equivocated, Found, Ruled
+from holdfast.evidence.story import explain, page
+from holdfast.message import Finding
+
+INPUT, TRUE, FALSE = b"i" * 32, b"t" * 32, b"f" * 32
+
+
+def guilty(found: Any) -> dict[str, dict[str, int]]:
+    return {worker: dict(kinds) for worker, kinds in found.guilty.items()}
+
+
+def test_an_honest_run_is_clean(desk: Any) -> None:
+    found = desk.seal().seal().close().audit()
+    assert found.clean
+    assert (found.records, found.book.version, found.disputes) == (4, 2, [])
+    assert "No worker is proven guilty." in list(page(found))
+
+
+LIES = [
+    ({"output": FALSE}, "false activation"),
+    ({"inputs": (FALSE,)}, "another input than the accepted one"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), LIES)
+def test_a_lying_primary(desk: Any, change: dict[str, Any], kind: str) -> None:
+    first, second = desk.account("w1", **change), desk.account("w2")
+    found = desk.dispute(first, second, ("w1",)).seal().close().audit()
+    assert (found.status, guilty(found)) == ("intact", {"w1": {kind: 1}})
+
+
+@pytest.mark.parametrize(
+    ("direction", "kind"),
+    [("backward", "false input gradient"), ("gradient", "false weight gradient"), ("update", "false update")],
+)
+def test_lies_are_called_by_their_names(desk: Any, direction: str, kind: str) -> None:
+    key = desk.key(Direction(direction), 0)
+    first, second = desk.account("w1", key=key, output=FALSE), desk.account("w2", key=key)
+    assert guilty(desk.dispute(first, second, ("w1",)).close().audit()) == {"w1": {kind: 1}}
+
+
+def test_false_norms(desk: Any) -> None:
+    key = desk.key(Direction.GRADIENT, -1)
+    first, second = desk.account("w1", key=key, norms=(0.5,)), desk.account("w2", key=key, norms=(1.0,))
+    desk.notary.accuse(key, "norms", ("w1", "w2"), "w2", [first, second], (INPUT,))
+    desk.notary.judged(Finding(key, TRUE, (1.0,)), (INPUT,), [first, second], "norms", ("w1",))
+    assert guilty(desk.close().audit()) == {"w1": {"false norms": 1}}
+
+
+def test_a_framed_worker_is_not_named(desk: Any) -> None:
+    found = desk.dispute(desk.account("w1"), desk.account("w2", output=FALSE), ("w2",)).close().audit()
+    assert guilty(found) == {"w2": {"false account as a verifier (framing)": 1}}
+    (dispute,) = found.disputes
+    assert dispute.verdict == "w2: false account as a verifier (framing)"
+
+
+def test_an_accusation_proves_nothing(desk: Any) -> None:
+    key = desk.key()
+    desk.notary.accuse(key, "withheld", ("w1", "w2"), "deadline")
+    desk.notary.accuse(replace(key, micro_batch=1), "output", ("w1", "w2"), "w2", [], None)
+    found = desk.seal().close().audit()
+    assert found.clean
+    assert [dispute.verdict for dispute in found.disputes] == ["not examined"] * 2
+
+
+def test_two_accounts_of_one_worker_convict_it(desk: Any) -> None:
+    desk.notary.equivocated(desk.account("w1"), desk.account("w1", output=FALSE), "w3")
+    assert guilty(desk.close().audit()) == {"w1": {"equivocation": 1}}
+
+
+def test_what_came_to_the_coordinator_itself(desk: Any) -> None:
+    desk.notary.misdelivered(desk.key(), "w1", FALSE, TRUE)
+    assert guilty(desk.close().audit()) == {"w1": {"false delivery": 1}}
+
+
+def test_in_quarantine_a_word_is_presumed_false_not_proven(desk: Any) -> None:
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",))
+    key = desk.key(micro_batch=1)
+    desk.notary.quarantined(desk.account("w1", key=key, output=FALSE), TRUE)
+    found = desk.close().audit()
+    assert (found.status, guilty(found)) == ("intact", {"w1": {"false activation": 1}})
+    assert found.disputes[1].verdict == "w1: unlike the accepted account (presumed)"
+
+
+# -- what the coordinator's own key cannot make true ---------------------------------------------------------------------
+
+
+def unsound(desk: Any) -> str:
+    found = desk.close().audit()
+    assert (found.status, found.clean) == ("unsound", False)
+    return str(found.fault)
+
+
+def test_a_ruling_against_the_wrong_one(desk: Any) -> None:
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w2",))
+    assert "does not follow from what it cites" in unsound(desk)
+    assert guilty(desk.audit()) == {}
+
+
+def test_a_ruling_without_a_finding(desk: Any) -> None:
+    desk.notary.accuse(
+        desk.key(), "output", ("w1", "w2"), "w2", [desk.account("w1", output=FALSE), desk.account("w2")], (INPUT,)
+    )
+    desk.notary._write(Ruled(1, desk.key(), "output", ("w1",), "finding", (1, 2)))
+    assert "cites records that are not there" in unsound(desk)
+
+
+@pytest.mark.parametrize("cites", [(), (99,), (-1,)])
+def test_a_ruling_on_nothing(desk: Any, cites: tuple[int, ...]) -> None:
+    desk.notary._write(Ruled(1, desk.key(), "output", ("w1",), "finding", cites))
+    assert "cites records that are not there" in unsound(desk)
+
+
+def test_a_ruling_on_an_unknown_basis(desk: Any) -> None:
+    desk.notary._write(Ruled(1, desk.key(), "output", ("w1",), "rumour", (0,)))
+    assert "'rumour'" in unsound(desk)
+
+
+def test_an_account_that_its_worker_did_not_sign(desk: Any) -> None:
+    """The coordinator cannot put words into a worker's mouth."""
+    forged = replace(desk.account("w1"), output=FALSE)
+    desk.dispute(forged, desk.account("w2"), ("w1",))
+    assert "does not bear that worker's signature" in unsound(desk)
+
+
+def test_an_account_of_another_deployment(desk: Any) -> None:
+    """Nobody can hold what was said before a rollback against what is said after it."""
+    old = desk.account("w1", output=FALSE)
+    desk.deploy()
+    desk.notary.equivocated(desk.account("w1"), replace(old), "w3")
+    assert "another run or deployment" in unsound(desk)
+
+
+def test_an_account_of_another_version(desk: Any) -> None:
+    first, second = desk.account("w1", output=FALSE, version=5), desk.account("w2", version=5)
+    desk.dispute(first, second, ("w1",))
+    assert "another version" in unsound(desk)
+
+
+def test_a_pair_that_does_not_conflict(desk: Any) -> None:
+    desk.notary.equivocated(desk.account("w1"), desk.account("w1", role=Role.SHADOW, epoch=4), "w3")
+    assert "do not contradict one another" in unsound(desk)
+
+
+def test_a_delivery_that_was_right(desk: Any) -> None:
+    desk.notary.misdelivered(desk.key(), "w1", TRUE, TRUE)
+    assert "is called false" in unsound(desk)
+
+
+def test_an_accusation_that_the_accounts_do_not_bear_out(desk: Any) -> None:
+    desk.notary.accuse(desk.key(), "output", ("w1", "w2"), "w2", [desk.account("w1"), desk.account("w2")], (INPUT,))
+    assert "the accusation does not follow" in unsound(desk)
+
+
+def test_quarantine_of_somebody_who_never_lied(desk: Any) -> None:
+    desk.notary.quarantined(desk.account("w1", output=FALSE), TRUE)
+    assert "does not follow from what it cites" in unsound(desk)
+
+
+def test_evidence_about_another_claim(desk: Any) -> None:
+    desk.notary._write(Accusation(1, desk.key(), "withheld", (), "deadline", None, ()))
+    desk.notary._write(Found(1, Finding(desk.key(micro_batch=1), TRUE), None))
+    assert "dispute 1 is about" in unsound(desk)
+    assert desk.audit().records == 2
+
+
+def test_disputes_out_of_order(desk: Any) -> None:
+    desk.notary._write(Equivocated(2, desk.account("w1"), desk.account("w1", output=FALSE), "board"))
+    desk.notary._write(Accusation(1, desk.key(micro_batch=1), "withheld", (), "deadline", None, ()))
+    assert "begins out of order" in unsound(desk)
+
+
+def test_a_gap_between_seals(desk: Any) -> None:
+    desk.seal()
+    desk.version += 1
+    assert "version 3 is sealed after version 1" in unsound(desk.seal())
+
+
+def test_a_second_opening(desk: Any, reopened: Any) -> None:
+    desk.notary._write(desk.audit().opening)
+    assert "a second opening" in unsound(desk)
+
+
+def test_records_behind_the_end(desk: Any, reopened: Any) -> None:
+    desk.seal().close()
+    again = reopened(desk)
+    again.notary._deployed = True
+    again.notary.sealed(2, 1, 0, dict.fromkeys(range(5), TRUE))
+    assert "follows the closing record" in unsound(again)
+
+
+# -- a run in parts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_goes_on_in_the_same_log(desk: Any, reopened: Any) -> None:
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",)).seal().seal().close()
+    again = reopened(desk).deploy(version=1)
+    again.dispute(again.account("w1", output=FALSE), again.account("w2"), ("w1",)).seal().close()
+    found = again.audit()
+    assert (found.status, found.book.version, found.book.interruptions) == ("intact", 2, [])
+    assert guilty(found) == {"w1": {"false activation": 2}}
+    assert len({dispute.number for dispute in found.disputes}) == 2
+
+
+def test_a_killed_run_is_incomplete_until_it_goes_on(desk: Any, reopened: Any) -> None:
+    desk.seal()
+    found = desk.audit()
+    assert (found.status, found.fault) == ("incomplete", "truncated after record 1: there is no closing record")
+    found = reopened(desk).deploy(version=1).seal().close().audit()
+    assert (found.status, found.book.interruptions) == ("intact", [2])
+    assert any("was killed before record 2" in line for line in page(found))
+
+
+def test_a_rollback_goes_back(desk: Any) -> None:
+    desk.seal().seal().deploy(version=1).seal()
+    found = desk.close().audit()
+    assert (found.status, found.book.version) == ("intact", 2)
+
+
+def test_nobody_rolls_back_into_the_future(desk: Any) -> None:
+    assert "version 3, which was never sealed" in unsound(desk.seal().deploy(version=3))
+
+
+def test_a_run_goes_on_with_its_own_keys(desk: Any, reopened: Any) -> None:
+    desk.seal().close()
+    again = reopened(desk)
+    again.notary._register = replace(again.notary._register, keys={**again.notary._register.keys, "w1": derived(1, "x").public})
+    assert "another name or other keys" in unsound(again.deploy(version=1))
+
+
+def test_headers_refused_for_their_signature_are_counted(desk: Any) -> None:
+    assert desk.notary.vouches(desk.account("w1"))
+    assert not desk.notary.vouches(replace(desk.account("w1"), output=FALSE))
+    assert not desk.notary.vouches(replace(desk.account("w1"), signature=None))
+    found = desk.close().audit()
+    assert found.book.refused == {"w1": 2}
+    assert "           2 headers in the name of w1 were refused: not signed by it" in list(page(found))
+
+
+# -- the story -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dispute_in_plain_words(desk: Any) -> None:
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",)).close()
+    told = list(explain(desk.audit().disputes[0]))
+    assert told == [
+        "Dispute 1: forward of stage 1, step 0 micro-batch 0.",
+        f"  [1] w1, primary of stage 1, signed: output {FALSE.hex()[:12]}, made from {INPUT.hex()[:12]}.",
+        f"  [2] w2, shadow of stage 1, signed: output {TRUE.hex()[:12]}, made from {INPUT.hex()[:12]}.",
+        "  [3] Alarm by the account of w2, who verifies the stage: the two accounts name different outputs. Suspected: w1, w2.",
+        f"  [4] The referee computed it again, from sealed weights and accepted inputs: output {TRUE.hex()[:12]}.",
+        "  [4] w1's output is another.",
+        "  [4] w2's output is the same.",
+        "  [5] Ruling: w1 lied (held against the referee's own computation).",
+        "Verdict: w1: false activation.",
+    ]
+
+
+def test_every_kind_of_record_can_be_told(desk: Any) -> None:
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",))
+    desk.notary.equivocated(desk.account("w1", output=FALSE), desk.account("w1"), "w3")
+    desk.notary.misdelivered(desk.key(), "w1", FALSE, TRUE)
+    desk.notary.quarantined(desk.account("w1", output=FALSE), TRUE)
+    found = desk.close().audit()
+    (dispute,) = found.disputes
+    told = "\n".join(explain(dispute))
+    assert found.status == "intact"
+    for words in ("to w3, who showed it", "sent the coordinator", "on the other holder's word", "so this is no proof"):
+        assert words in told
