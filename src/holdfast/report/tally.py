@@ -14,6 +14,7 @@ from holdfast.event import (
     Evaluated,
     Event,
     Reshadowed,
+    Resumed,
     RolledBack,
     Ruling,
     RunFinished,
@@ -93,6 +94,8 @@ def tell(event: Event) -> str | None:
     match event:
         case RunStarted():
             return f"run {event.run}: {event.parameters:,} parameters in {len(event.stages)} stages"
+        case Resumed():
+            return f"goes on from its checkpoint after {event.version} steps"
         case Alert():
             return f"alert: {event.key}: {event.reason}; suspects {', '.join(event.suspects) or 'unknown'}"
         case Ruling():
