@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ ATTACKS = {
 }
 
 
+def quick(names: Iterable[str], *few: str) -> list[Any]:
+    """All names, those that are not among the `few` for the slow suite only."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Directories of finished runs, made once each, with what the trainer blamed."""
@@ -58,7 +64,7 @@ def test_a_run_without_lies_is_clean(holdfast: Any, runs: Any) -> None:
     assert (out / "evidence.jsonl").read_bytes().count(b"\n") == 1 + SMALL["steps"] + 1, "an honest step costs one line"
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", quick(ATTACKS, "forward", "delivery", "two"))
 def test_exactly_the_liars_are_proven_guilty(holdfast: Any, runs: Any, name: str) -> None:
     out, result = runs(name, attack=ATTACKS[name])
     outcome = holdfast("audit", str(out), "--json")
@@ -81,6 +87,31 @@ LIARS = {
     "parent": {"w2"},
     "two": {"w1"},
 }
+
+
+TROUBLE: dict[str, dict[str, Any]] = {
+    "crash": {"attack": "sign-flip,stages=1", "faults": ["crash stage=2 step=1 at=backward"]},
+    "late-crash": {"attack": "framing,stages=1,direction=both", "faults": ["crash stage=3 step=1 at=update"]},
+    "restart": {"attack": "sign-flip,stages=2,direction=both", "on_alert": "restart"},
+    "relay": {"attack": ["sign-flip,stages=1", "lie-on-direct,stages=3,header=false"], "on_alert": "relay"},
+    "skip": {"attack": "sign-flip,stages=2", "on_alert": "skip"},
+    "quarantine": {"attack": "sign-flip,stages=2", "defence": {"ban_policy": "quarantine"}},
+    "ban": {"attack": "wrong-gradient,stages=2", "defence": {"ban_policy": "ban", "ban_after": 1}},
+    "no-jump": {"attack": "other-input,stages=2", "defence": {"name": "duplicate-only"}},
+    "withheld": {"attack": "withhold,stages=2,what=jump"},
+}
+
+
+@pytest.mark.parametrize("name", quick(TROUBLE, "crash", "quarantine", "no-jump"))
+def test_whatever_happens_the_log_is_sound(holdfast: Any, runs: Any, name: str) -> None:
+    """Takeovers, restarts, bypasses and bans: what is written always follows, and nobody is guilty who was not blamed."""
+    out, result = runs(name, **TROUBLE[name])
+    outcome = holdfast("audit", str(out), "--json")
+    found = json.loads(outcome.out.splitlines()[-1])
+    assert (found["status"], found["fault"]) == ("intact", "")
+    assert found["guilty"].keys() == result.blamed_workers.keys()
+    assert outcome.code == (1 if found["guilty"] else 0)
+    assert len(found["disputes"]) > 0
 
 
 def test_the_words_for_guilt_and_for_tampering_differ(holdfast: Any, runs: Any, tmp_path: Path) -> None:
