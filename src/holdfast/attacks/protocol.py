@@ -6,8 +6,8 @@
     wrong-update     primary   weights and optimizer state after the step   the seal, or its next claims
     corrupt-shadow   shadow    nothing yet: it spoils the weights it keeps  its own next verdict
     framing          shadow    what an honest stage should have said        the referee
-    lie-on-jump      primary   the tensor to the next stage's shadow        the board's digest
-    lie-on-direct    primary   the tensor to the next stage's primary       the board's digest
+    lie-on-jump      primary   the tensor to the next stage's shadow        the board's digest, its own signature
+    lie-on-direct    primary   the tensor to the next stage's primary       the board's digest, its own signature
     wrong-parent     primary   the input that it worked from                the chain of digests
     equivocation     primary   one thing, then another, to the board        the board's first header
     withhold         primary   nothing: it does not deliver                 the receiver's complaint, the deadline
