@@ -155,3 +155,40 @@ def test_the_claimed_origin_is_shown_before_the_ruling():
     assert box.tensor(KEY) is None
     box.rule(KEY, RULING)
     assert same_bytes(box.origin(KEY), FALSE)
+
+
+# -- what was computed on this worker ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["vouch deliver", "deliver vouch"])
+@pytest.mark.parametrize(("tensor", "usable"), [(TRUE, True), (FALSE, False)])
+def test_what_the_own_shadow_computed_is_right_before_the_board_has_ruled(order, tensor, usable):
+    box = inbox()
+    for word in order.split():
+        if word == "vouch":
+            box.vouch(KEY, RULING)
+        else:
+            assert box.deliver("w1", claim(tensor)) == []
+    assert (box.tensor(KEY) is not None) is usable
+    assert box.digest(KEY) == RULING
+    assert box.rule(KEY, RULING) == ([] if usable else [COMPLAINT])
+
+
+def test_the_own_output_is_usable_at_once_and_forgotten_with_its_step():
+    box = inbox()
+    box.own(claim())
+    assert same_bytes(box.tensor(KEY), TRUE)
+    assert box.digest(KEY) == RULING
+    box.begin(3, 2)
+    box.own(claim())  # of the attempt before
+    assert box.tensor(KEY) is None
+    assert box.digest(KEY) == b""
+    box.begin(3, 1)
+    assert box.tensor(KEY) is None
+
+
+def test_a_ruling_against_the_own_output_is_what_headers_name():
+    box = inbox()
+    box.own(claim(FALSE))
+    assert box.rule(KEY, RULING) == []
+    assert box.digest(KEY) == RULING

@@ -107,6 +107,11 @@ def test_a_new_step_or_attempt_drops_graphs_gradients_and_candidate(toy):
     with pytest.raises(KeyError):
         execution.backward(0, toy.draw(toy.B, toy.S, toy.D, seed=60))
     assert computed(toy, execution).gradient() == wanted
+    for step in (0, 1):
+        execution.begin(step)
+        forward(toy, execution, 1)
+        execution.backward(1, toy.draw(toy.B, toy.S, toy.D, seed=99))  # it waits for micro-batch 0, in vain
+    assert computed(toy, execution).gradient() == wanted
 
 
 def test_an_update_waits_beside_the_weights_in_use_until_it_is_sealed(toy):

@@ -125,6 +125,7 @@ def test_every_holder_is_asked_at_once_for_what_is_missing(referee, toy, honest)
     answer(referee, toy, honest, sent)
     again = say(referee, "coordinator", case(toy, honest, "g11"))
     assert {envelope.message.key for envelope in again} == {honest.key("a01"), honest.key("g21")}
+    assert say(referee, "coordinator", case(toy, honest, "a10")) == []
 
 
 LIES = {
@@ -206,21 +207,23 @@ def test_a_case_asked_for_twice_is_answered_twice_and_computed_once(referee, toy
     assert calls(referee, 1) == 1
 
 
-def test_another_attempt_starts_from_the_same_state_without_asking_for_it(referee, toy, honest):
-    examine(referee, toy, honest, "g10")
+@pytest.mark.parametrize("text", ["g10", "G1"])
+def test_another_attempt_starts_from_the_same_state_without_asking_for_it(referee, toy, honest, text):
+    found = examine(referee, toy, honest, text).message
     begin(referee, toy, attempt=1)
     again = toy.Honest(attempt=1)
-    sent = say(referee, "coordinator", case(toy, again, "g10"))
+    sent = say(referee, "coordinator", case(toy, again, text))
     assert not any(isinstance(envelope.message, SendState) for envelope in sent)
     answer(referee, toy, again, sent)
-    (found,) = referee.execute(referee.next_work(0))
-    assert found.message == Finding(again.key("g10"), honest.digest("g10"))
-    assert calls(referee, 1) == 2
+    (envelope,) = referee.execute(referee.next_work(0))
+    assert envelope.message == replace(found, key=again.key(text))
+    assert calls(referee, 1) == (2 if text == "g10" else 2 * toy.M)
 
 
-def test_cases_of_a_step_that_is_over_are_dropped(referee, toy, honest):
+@pytest.mark.parametrize("order", [{"step": 1, "version": 1}, {"attempt": 1}])
+def test_cases_of_a_step_or_attempt_that_is_over_are_dropped(referee, toy, honest, order):
     answer(referee, toy, honest, say(referee, "coordinator", case(toy, honest, "a10")))
-    begin(referee, toy, step=1, version=1)
+    begin(referee, toy, **order)
     assert referee.next_work(0) is None
 
 

@@ -143,6 +143,7 @@ def test_a_tied_weight_of_an_older_version_is_not_enough(toy, honest):
     inbox.begin(1, 0)
     inbox.rule(later, honest.digest("a20"))
     inbox.deliver("w2", replace(honest.claim("a20", "w2"), header=replace(honest.claim("a20", "w2").header, key=later)))
+    stage.take_tied(TiedWeight(0, toy.state(0).weights["w0"]))  # which was late
     assert stage.next_action(inbox) is None
     stage.take_tied(TiedWeight(1, toy.state(0).weights["w0"]))
     assert stage.next_action(inbox) is not None
