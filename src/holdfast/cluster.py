@@ -21,7 +21,7 @@ from holdfast.digest import state_digest
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
-from holdfast.evidence.identity import Identity, derived
+from holdfast.evidence.identity import Identity, derived, load_or_make
 from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.notary import Notary, Register
 from holdfast.execution import StageExecution, StepShape
@@ -232,19 +232,23 @@ def members(config: RunConfig) -> dict[str, Identity]:
     return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
 
 
-def register(run: str, config: RunConfig) -> Register:
-    """Who may sign in the run, for the notary."""
+def register(run: str, config: RunConfig, signer: Identity | None = None) -> Register:
+    """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed."""
     keys = {name: identity.public for name, identity in members(config).items()}
-    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, tuple(keys))
+    derived_names = tuple(name for name in keys if signer is None or name != COORDINATOR)
+    if signer is not None:
+        keys[COORDINATOR] = signer.public
+    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names)
 
 
 def open_notary(run: str, config: RunConfig) -> Notary:
     """The notary of a run; it writes where the run has a directory. Where nothing is checked there is no evidence."""
     if config.defence_name == "none":
         return Notary()
-    out = config.output.dir
-    log = None if out is None else EvidenceLog(Path(out) / FILE, members(config)[COORDINATOR])
-    return Notary(register(run, config), log)
+    out, key = config.output.dir, config.output.key
+    signer = None if key is None else load_or_make(Path(key))
+    log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config)[COORDINATOR])
+    return Notary(register(run, config, signer), log)
 
 
 def actions(config: RunConfig, stage: int) -> list[Action]:

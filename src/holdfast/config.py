@@ -124,7 +124,10 @@ class ClusterConfig(Section):
 
 
 class OutputConfig(Section):
+    """`key` is the file of the key that signs the evidence log, made if missing; without one it follows from the seed."""
+
     dir: str | None = None
+    key: str | None = None
     checkpoint_every: int = Field(0, ge=0, description="steps; 0: only at the end")
     keep: int = Field(3, ge=1)
     report_to: tuple[Literal["tensorboard"], ...] = ()

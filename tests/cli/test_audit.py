@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.evidence.identity import load
 from holdfast.experiment import Experiment
 
 SMALL: dict[str, Any] = {
@@ -162,6 +163,15 @@ def test_the_signer_can_be_pinned(holdfast: Any, runs: Any) -> None:
     assert "not by the pinned key" in outcome.out
     assert holdfast("audit", str(out), "--key", signer[:16]).code == 2
     assert holdfast("audit", str(out), "--key", "z" * 64).code == 2
+
+
+def test_the_log_of_a_simulation_can_have_a_real_key(holdfast: Any, runs: Any, tmp_path: Path) -> None:
+    out, result = runs("keyed", output={"key": str(tmp_path / "key")})
+    assert result.weights_digest == runs("clean")[1].weights_digest
+    outcome = holdfast("audit", str(out), "--key", load(tmp_path / "key").fingerprint)
+    assert outcome.code == 0
+    assert "the workers' keys follow from the run's seed: a simulation\n" in outcome.out
+    assert "all keys follow from the run's seed" in holdfast("audit", str(runs("clean")[0])).out
 
 
 def test_no_log_is_a_wrong_argument(holdfast: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from holdfast.errors import SetupError
-from holdfast.evidence.identity import derived, fingerprint, generate, load, verify
+from holdfast.evidence.identity import derived, fingerprint, generate, load, load_or_make, verify
 
 
 def test_derived_keys_repeat_and_differ_by_seed_and_name() -> None:
@@ -44,6 +44,12 @@ def test_a_key_file_is_for_its_owner_alone_and_is_never_written_over(tmp_path: P
     with pytest.raises(SetupError, match="File exists"):
         generate().save(path)
     assert load(path).public == identity.public
+
+
+def test_a_key_is_made_once(tmp_path: Path) -> None:
+    first = load_or_make(tmp_path / "key")
+    assert load_or_make(tmp_path / "key").public == first.public
+    assert load_or_make(tmp_path / "other").public != first.public
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ def load(path: Path) -> Identity:
     return Identity(private)
 
 
+def load_or_make(path: Path) -> Identity:
+    """The identity in a file; where there is none, a new one is made and saved there first."""
+    if not path.exists():
+        generate().save(path)
+    return load(path)
+
+
 def fingerprint(public: bytes) -> str:
     """The sha256 of a public key, as 64 hex digits."""
     return hashlib.sha256(public).hexdigest()

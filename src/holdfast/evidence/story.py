@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.claim import Header
-from holdfast.evidence.audit_log import Audit, Status
+from holdfast.evidence.audit_log import COORDINATOR, Audit, Status
 from holdfast.evidence.casebook import Dispute
 from holdfast.evidence.record import Account, Accusation, Equivocated, Found, Misdelivered, Ruled, Stood
 
@@ -72,7 +72,10 @@ def _about_the_log(audit: Audit) -> Iterator[str]:
     }[audit.pinned]
     yield f"signed by  {audit.signer or 'nobody'} ({pin})"
     if opening is not None and opening.derived:
-        yield "           keys follow from the run's seed: a simulation, which whoever knows the seed could sign anew"
+        whole = COORDINATOR in opening.derived
+        whose = "all keys" if whole else "the workers' keys"
+        more = ", which whoever knows the seed could sign anew" if whole else ""
+        yield f"           {whose} follow from the run's seed: a simulation{more}"
     for seq in audit.book.interruptions:
         yield f"           the run was killed before record {seq}, where it goes on"
     for takeover in audit.book.takeovers:
