@@ -117,6 +117,23 @@ def test_one_line_signed_with_another_key_is_found(told: bytes, examine: Any) ->
     assert "another key" in found.fault
 
 
+def test_a_line_of_another_log_of_the_same_signer_is_found(desk: Any, reopened: Any, examine: Any, tmp_path: Path) -> None:
+    """Number and signature are right; it is the chain that tells: a seal of one run cannot stand in another."""
+    desk.seal().seal().close()
+    other = type(desk)(tmp_path / "other").deploy()
+    other.notary.sealed(1, 0, 3, dict.fromkeys(range(5), b"x" * 32))
+    other.version = 1
+    other.seal().close()
+    one, two = desk.path.read_bytes(), other.path.read_bytes()
+    assert examine(one).clean
+    assert examine(two).clean
+    for i in range(1, 4):
+        spliced = lines(one)[:i] + lines(two)[i : i + 1] + lines(one)[i + 1 :]
+        found = examine(b"".join(spliced))
+        assert found.status == "altered"
+        assert found.records <= i + 1
+
+
 @settings(max_examples=1000, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_make_the_audit_fail(examine: Any, data: bytes) -> None:
