@@ -58,9 +58,6 @@ def test_alerts_against_the_truth(forged, alerts, seals, expected):
     assert (counts.detected(truth.keys), counts.missed(truth.keys), counts.false_alarms(truth)) == expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the first reason of a claim is kept: an accusation behind a harmless alert is lost"
-)
 def test_a_false_accusation_counts_even_where_the_claim_was_late_before():
     counts = counted(alert(key(0), "withheld"), alert(key(0), "output"), sealed(0))
     assert counts.false_alarms(Truth()) == 1

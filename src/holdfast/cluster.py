@@ -27,7 +27,7 @@ from holdfast.evidence.notary import Notary, Register
 from holdfast.execution import StageExecution, StepShape
 from holdfast.inbox import Boundary
 from holdfast.job import Job
-from holdfast.launch import Hooks, InProcess, Timing
+from holdfast.launch import Deadlock, Hooks, InProcess, Timing
 from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateTransfer
 from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
@@ -54,15 +54,19 @@ class Company(Protocol):
 
 @dataclass
 class Archive:
-    """An `Actor` that collects sealed states for a checkpoint or an evaluation."""
+    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it ignores."""
 
+    digests: dict[int, bytes] = field(default_factory=dict)
     states: dict[int, StageState] = field(default_factory=dict)
     name: str = ARCHIVE
     devices: int = 1
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
         if isinstance(envelope.message, StateTransfer):
-            self.states.setdefault(envelope.message.state.stage, envelope.message.state)
+            state = envelope.message.state
+            sealed = self.digests.get(state.stage)
+            if state.stage not in self.states and (not sealed or state_digest(state) == sealed):
+                self.states[state.stage] = state
         return []
 
     def next_work(self, device: int) -> None:
@@ -213,16 +217,18 @@ class Cluster:
         return self.coordinator.broken
 
     def collect(self) -> dict[int, StageState]:
-        """The sealed state of every stage, checked against the sealed digests where there are any."""
+        """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
         self.archive.states.clear()
+        self.archive.digests = dict(self.coordinator.membership.digests) if self._checked else {}
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
-        self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
+        try:
+            self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
+        except Deadlock:
+            lacking = sorted(set(range(wanted)) - self.archive.states.keys())
+            raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None
         if self.coordinator.broken is not None:
             raise FaultWindowExceeded(f"a state could not be collected: {self.coordinator.broken}")
-        for stage, state in self.archive.states.items():
-            if self._checked and state_digest(state) != self.coordinator.membership.digests[stage]:
-                raise FaultWindowExceeded(f"the holder of stage {stage} did not send the state that was sealed")
         return dict(self.archive.states)
 
 

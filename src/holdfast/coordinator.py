@@ -78,8 +78,8 @@ class Coordinator:
         return self._now is None and self._wanted is None
 
     def collect(self, to: str) -> list[Envelope]:
-        """Have the sealed state of every stage sent to `to`, for a checkpoint."""
-        orders = [(self.membership.source(i), i) for i in self.membership.route.stages]
+        """Have the sealed state of every stage sent to `to` by whoever has it: one of them may die or send another."""
+        orders = [(holder, i) for i in self.membership.route.stages for holder in self.membership.sources(i)]
         return [self._to(holder, SendState(i, self.membership.version, to, None)) for holder, i in orders]
 
     def receive(self, envelope: Envelope) -> Sequence[Envelope]:
@@ -274,7 +274,7 @@ class Coordinator:
         now = self._now
         if now is None:
             owed = [worker for _, worker in self.membership.missing()]
-            owed += [self.membership.source(stage) for stage, _ in self.membership.missing()]
+            owed += [source for stage, _ in self.membership.missing() for source in self.membership.sources(stage)[:1]]
         else:
             owed = owing(now.route, now.board, self._policy.micro_batches, updating=now.update is not None)
         return [worker for worker in dict.fromkeys(owed) if worker not in (*self.membership.route.trusted, REFEREE)]

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
+from holdfast.deadline import absent, due
 from holdfast.digest import tensor_digest
 from holdfast.event import Alert, ClaimReplaced, Event, Ruling
 from holdfast.evidence.envelope import conflict
 from holdfast.evidence.notary import BOARD, DEADLINE, Notary
 from holdfast.membership import Membership
 from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, Supply
-from holdfast.recover.remedy import Dispute, Investigate, Redo
+from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo
 from holdfast.stage import COORDINATOR, REFEREE
 from holdfast.step import Policy, StepState
 from holdfast.verify.board import Posting
@@ -49,7 +50,7 @@ class Court:
         key = header.key
         role = now.route.role(key.stage, sender)
         known = header.worker == sender and header.run == self._run and header.version == now.version
-        if role is None or not known or not -1 <= key.micro_batch < self._policy.micro_batches:
+        if role is None or not known or not now.may_be_claimed(key, self._policy.micro_batches):
             return []
         if not self._notary.vouches(header):
             return []
@@ -75,7 +76,7 @@ class Court:
             return []
         if not self._policy.checked or now.route.is_trusted(key.stage):
             return self._accept(now, primary) if primary is not None else []
-        believed = self._believed(now, key, primary, shadow)
+        believed = self._believed(now, key, shadow)
         if believed is not None:
             return self._accept(now, believed)
         if primary is None or (shadow is None and now.route.shadows[key.stage] is not None):
@@ -109,6 +110,8 @@ class Court:
         key = header.key
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
+        for complained, consumer in now.complained & {(key, consumer) for consumer in consumers}:  # before the ruling
+            envelopes += self.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
         if header.worker != now.route.primaries[key.stage]:
             self._events.append(ClaimReplaced(key, header.worker))
             return [*envelopes, self._to(header.worker, Supply(key, consumers))]
@@ -121,11 +124,17 @@ class Court:
         now.disputes[key] = dispute
         by = BOARD if dispute.reason == "parent" else now.route.shadows[key.stage] or BOARD
         self._alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
-        answer = self._policy.remedy.answer(dispute)
+        answer = self._answer(dispute)
         if isinstance(answer, Investigate) or answer.investigate:
             return self.investigate(now, dispute.key)
         now.redo = (answer, f"{dispute.reason} of the {dispute.key}")
         return []
+
+    def _answer(self, dispute: Dispute) -> Answer:
+        """The remedy's; but what a quarantined worker has a hand in costs no step: the innocent holder's value counts."""
+        if self._membership.quarantined.intersection(dispute.suspects):
+            return Investigate()
+        return self._policy.remedy.answer(dispute)
 
     def investigate(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """Give the case to the referee, with the digests of everything that it needs."""
@@ -150,6 +159,7 @@ class Court:
         if not headers or key in now.board.accepted:
             return []
         dispute = now.disputes.get(key)
+        answer = self._answer(replace(dispute, route=now.route)) if dispute is not None else Investigate()
         judgement = judge(headers, finding, now.inputs(key))
         reason = dispute.reason if dispute is not None else "output"
         if judgement.culprits and dispute is None:
@@ -157,11 +167,9 @@ class Court:
         if judgement.culprits or dispute is not None:
             self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
             self._convict(key, judgement.culprits, reason)
-        if dispute is not None:
-            answer = self._policy.remedy.answer(replace(dispute, route=now.route))
-            if isinstance(answer, Redo):
-                now.redo = (answer, f"{reason} of the {key}")
-                return []
+        if isinstance(answer, Redo):
+            now.redo = (answer, f"{reason} of the {key}")
+            return []
         return self._accept(now, judgement.innocent or self._own_header(now, finding))
 
     def _own_header(self, now: StepState, finding: Finding) -> Header:
@@ -211,6 +219,10 @@ class Court:
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
                     self._alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
+        for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
+            for worker in absent(now.route, now.board, key):
+                if worker not in now.route.trusted:
+                    self._alert(key, "withheld", (worker,), DEADLINE)
         for key in now.at_the_referee:
             envelopes += self.investigate(now, key)
         return envelopes
@@ -219,8 +231,13 @@ class Court:
         """Consumers of an accepted tensor that have not claimed anything made from it."""
         forward = key.direction is Direction.FORWARD
         neighbour = now.route.after(key.stage) if forward else now.route.before(key.stage)
-        if neighbour is None or now.route.is_trusted(neighbour):
+        if neighbour is None:
             return []
+        if neighbour == now.route.stages[-1]:  # the ends of the pipeline claim nothing; they have a loss and a gradient
+            return [] if key.micro_batch in now.losses else [now.route.primaries[neighbour]]
+        if neighbour == 0:
+            gradient = ClaimKey(now.step, now.attempt, Direction.GRADIENT, 0)
+            return [] if now.board.headers(gradient) else [now.route.primaries[0]]
         posted = {header.worker for header in now.board.headers(replace(key, stage=neighbour))}
         return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
 
@@ -284,26 +301,25 @@ class Court:
             if self._policy.ban == "quarantine":
                 self._membership.quarantined.add(worker)
 
-    def _believed(self, now: StepState, key: ClaimKey, primary: Header | None, shadow: Header | None) -> Header | None:
-        """Under quarantine, the account of the holder that is not quarantined; None where the two must agree."""
-        out = self._membership.quarantined
-        primary_is_out = now.route.primaries[key.stage] in out
-        shadow_is_out = now.route.shadows[key.stage] in out
-        if primary_is_out and not shadow_is_out:
-            return shadow
-        return primary if shadow_is_out and not primary_is_out else None
+    def _believed(self, now: StepState, key: ClaimKey, shadow: Header | None) -> Header | None:
+        """A trusted shadow's word, where the primary is quarantined; elsewhere two accounts must agree."""
+        trusted = now.route.shadows[key.stage] in now.route.trusted and key.micro_batch != WHOLE_STEP
+        return shadow if trusted and now.route.primaries[key.stage] in self._membership.quarantined else None
 
     def _note_quarantined(self, now: StepState, key: ClaimKey) -> None:
-        """A quarantined holder's account does not count any more, but where it differs that is on record."""
-        if key not in now.board.accepted or key not in now.unheard:
+        """The account of a quarantined holder that nobody waited for: where it differs, that is on record."""
+        if key not in now.board.accepted or key not in now.unheard or key in now.findings:
             return
         now.unheard.discard(key)
         for header in now.board.headers(key):
-            false = header.output != now.board.accepted[key]
-            if false and header.worker in self._membership.quarantined and key not in now.findings:
+            if header.worker not in self._membership.quarantined:
+                continue
+            if header.output != now.board.accepted[key]:
                 self._alert(key, "output", (header.worker,))
                 self._notary.quarantined(now.board.signed(key, header.worker) or header, now.board.accepted[key])
                 self._convict(key, (header.worker,), "output")
+            elif header.inputs != now.inputs(key):
+                self._alert(key, "parent", (header.worker,))
 
     def _to(self, recipient: str, message: Message) -> Envelope:
         return Envelope(COORDINATOR, recipient, message)

@@ -17,10 +17,15 @@ def owing(route: Route, board: Board, micro_batches: int, *, updating: bool) -> 
     sure: list[str] = []
     likely: list[str] = []
     for key in due(route, board, micro_batches, updating=updating):
-        holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
-        missing = [name for role, name in holders.items() if name is not None and board.header(key, role) is None]
+        missing = absent(route, board, key)
         (sure if len(missing) == 1 else likely).extend(missing)
     return list(dict.fromkeys([*sure, *likely]))
+
+
+def absent(route: Route, board: Board, key: ClaimKey) -> list[str]:
+    """The holders of the key's stage that have not posted their account of it."""
+    holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
+    return [name for role, name in holders.items() if name is not None and board.header(key, role) is None]
 
 
 def due(route: Route, board: Board, micro_batches: int, *, updating: bool) -> list[ClaimKey]:

@@ -63,7 +63,7 @@ class StageExecution:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def load(self, state: StageState) -> None:
-        """Take over a stage. Raises PartitionError where names or shapes are not this stage's."""
+        """Take over a stage. Raises CheckpointError where names or shapes are not this stage's."""
         self.module.load_weights(state.weights)
         here = {name: tensor.to(self._device) for name, tensor in state.moments.items()}
         moments = Moments.from_named(here, state.updates)

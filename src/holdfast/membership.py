@@ -25,11 +25,13 @@ class Membership:
         self.quarantined: set[str] = set()
         self._shadowed = shadowed
         self._holding: set[tuple[int, str]] = set()
+        self._tries: Counter[tuple[int, str]] = Counter()
         self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
 
     def adopted(self, worker: str, message: StateAdopted) -> bool:
         """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
-        good = message.version == self.version and message.digest == self.digests.get(message.stage)
+        sealed = message.version == self.version and message.digest == self.digests.get(message.stage)
+        good = sealed and message.stage in self.route.stages and self.target().role(message.stage, worker) is not None
         if good:
             self._holding.add((message.stage, worker))
         else:
@@ -71,13 +73,14 @@ class Membership:
         route = self.target()
         orders = []
         for stage, worker in self.missing():
-            sources = sorted(w for i, w in self._holding if i == stage)
+            sources = self.sources(stage)
             if not sources or (stage, worker) in self._asked:
                 continue
             role = route.role(stage, worker)
             assert role is not None
             self._asked.add((stage, worker))
-            orders.append((sources[-1], SendState(stage, self.version, worker, role)))
+            orders.append((sources[self._tries[stage, worker] % len(sources)], SendState(stage, self.version, worker, role)))
+            self._tries[stage, worker] += 1
         return orders
 
     def settle(self) -> Route:
@@ -85,6 +88,7 @@ class Membership:
         assert not self.missing()
         self.route = self.target()
         self._holding = {(i, w) for i in self.route.stages for w in self.route.holders(i)}
+        self._tries.clear()
         return self.route
 
     def vouch(self, stage: int, trusted: str) -> None:
@@ -95,10 +99,10 @@ class Membership:
         """Whoever was asked for a state and did not deliver may be asked again."""
         self._asked.clear()
 
-    def source(self, stage: int) -> str:
-        """A member that holds the sealed state of `stage`."""
-        holders = [worker for worker in self.route.holders(stage) if (stage, worker) in self._holding]
-        return holders[0] if holders else next(worker for i, worker in sorted(self._holding) if i == stage)
+    def sources(self, stage: int) -> list[str]:
+        """Every member that has shown the sealed state of `stage`, the shadow first (it has less to send)."""
+        holders = [worker for worker in self.route.holders(stage)[::-1] if (stage, worker) in self._holding]
+        return holders + sorted(worker for i, worker in self._holding if i == stage and worker not in holders)
 
     def new_shadows(self) -> list[tuple[int, str]]:
         """The (stage, worker) pairs that the target route adds."""

@@ -70,11 +70,12 @@ class RunResult:
 class Counts:
     """Counts the events of a run as they come."""
 
-    alerted: dict[ClaimKey, str] = field(default_factory=dict)
+    alerted: dict[ClaimKey, set[str]] = field(default_factory=dict)
     blamed_stages: Counter[str] = field(default_factory=Counter)
     blamed_workers: Counter[str] = field(default_factory=Counter)
     sealed: dict[int, int] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
+    skipped: dict[tuple[int, int | None], set[int]] = field(default_factory=dict)
     steps_restarted: int = 0
     stages_skipped: int = 0
     claims_replaced: int = 0
@@ -83,7 +84,7 @@ class Counts:
     def __call__(self, event: Event, _seconds: float) -> None:
         match event:
             case Alert(key, reason):
-                self.alerted.setdefault(key, reason)
+                self.alerted.setdefault(key, set()).add(reason)
             case Ruling(_, culprits, stage):
                 for worker in culprits:
                     self.blamed_workers[worker] += 1
@@ -91,7 +92,9 @@ class Counts:
             case StepRestarted():
                 self.steps_restarted += 1
             case StagesSkipped():
-                self.stages_skipped += len(event.bypassed)
+                known = self.skipped.setdefault((event.step, self.sealed.get(event.step)), set())
+                self.stages_skipped += len(set(event.bypassed) - known)  # a second alert in one step names the first's again
+                known.update(event.bypassed)
             case ClaimReplaced():
                 self.claims_replaced += 1
             case StepSealed(step, attempt, loss):
@@ -107,7 +110,7 @@ class Counts:
 
     def false_alarms(self, truth: GroundTruth | None) -> int:
         """Alerts about honest claims. That a delivery never came accuses nobody, so it is none."""
-        checked = [key for key, reason in self.alerted.items() if reason != "withheld"]
+        checked = [key for key, reasons in self.alerted.items() if reasons - {"withheld"}]
         return sum(truth is None or not truth.explains(key) for key in checked)
 
 

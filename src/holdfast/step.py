@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.claim import Claim, ClaimKey, Direction, Header
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header
 from holdfast.config import BanPolicy
 from holdfast.message import Finding, Update
 from holdfast.optimizer import Clipping
@@ -75,6 +75,13 @@ class StepState:
 
     def is_current(self, key: ClaimKey) -> bool:
         return (key.step, key.attempt) == (self.step, self.attempt) and key.stage in self.route.stages
+
+    def may_be_claimed(self, key: ClaimKey, micro_batches: int) -> bool:
+        """Whether `key` belongs to this step: a stage that computes, a micro-batch that exists, an update that was ordered."""
+        if key.direction is Direction.GRADIENT or key.direction is Direction.UPDATE:
+            ordered = key.direction is Direction.GRADIENT or self.update is not None
+            return key.micro_batch == WHOLE_STEP and key.stage in self.updating and ordered
+        return 0 <= key.micro_batch < micro_batches and key.stage in self.route.active
 
     def inputs(self, key: ClaimKey) -> tuple[bytes, ...] | None:
         """What an honest header of `key` names as its inputs; not checked where the jump is left out."""

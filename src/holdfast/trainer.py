@@ -132,27 +132,33 @@ class Trainer:
         step, steps = _version(states), self._config.training.steps
         while step < steps and not self._stopping:
             broken = cluster.run_step(step)
+            if broken is None:
+                step += 1
+                try:
+                    states = self._look_after(job, keeper, cluster, step) or states
+                except FaultWindowExceeded as error:
+                    broken = str(error)
             if broken is not None:
                 self._measure(cluster)
                 states = self._fall_back(keeper, step, broken)
                 step = _version(states)
                 cluster = self._deploy(job, states)
-                continue
-            step += 1
-            self._look_after(job, keeper, cluster, step)
-        if step > _version(states):
-            states = cluster.collect()
         self._keep(job, keeper, cluster, states)
         return states, step, cluster
 
-    def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> None:
-        """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat."""
+    def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> States:
+        """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat.
+
+        Gives the states where something was due, or where the run ends here.
+        """
         evaluates, keeps = (self._is_due(step, every) for every in self._intervals)
-        states = cluster.collect() if evaluates or keeps else {}
+        over = step == self._config.training.steps or self._stopping
+        states = cluster.collect() if evaluates or keeps or over else {}
         if evaluates:
             self._evaluate(job, states, step)
-        if keeps:
+        if keeps and not over:
             self._keep(job, keeper, cluster, states)
+        return states
 
     @property
     def _intervals(self) -> tuple[int, int]:

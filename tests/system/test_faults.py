@@ -67,10 +67,6 @@ def test_a_short_stall_costs_its_time(lab: Any, at: str, stage: int, sent: int) 
     assert result.virtual_s > lab.clean(result).virtual_s + 0.8 * SHORT_S
 
 
-AFTER_THE_END = "whoever is asked for the sealed state may be dead by then, and nobody else is asked"
-
-
-@pytest.mark.xfail(strict=True, reason=AFTER_THE_END)
 def test_a_crash_at_the_last_seal(lab: Any) -> None:
     strike(lab, "crash stage=2 step=0 at=seal", {"w2"}, steps=1)
 
@@ -78,9 +74,7 @@ def test_a_crash_at_the_last_seal(lab: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "schedule"), [(0, "1f1b"), (1, "gpipe"), (1, "1f1b"), (2, "1f1b")])
 @pytest.mark.parametrize(("at", "stage", "sent"), EVERY)
-def test_a_crash_at_every_moment(request: Any, lab: Any, at: str, stage: int, sent: int, step: int, schedule: str) -> None:
-    if step == 2 and (at == "seal" or (at == "update" and sent)):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=AFTER_THE_END))
+def test_a_crash_at_every_moment(lab: Any, at: str, stage: int, sent: int, step: int, schedule: str) -> None:
     fault = f"crash stage={stage} step={step} at={at} sent={sent}"
     strike(lab, fault, {f"w{stage}"}, steps=3, schedule=schedule)
 
