@@ -111,7 +111,7 @@ def test_what_does_not_fit_the_boundary_is_refused_at_once(name, checked):
     assert box.deliver("w1", claim(MALFORMED[name])) == [Complaint(KEY, "w1", b"")]
     assert box.deliver("w1", claim(TRUE, origin=MALFORMED[name])) == [Complaint(KEY, "w1", b"")]
     assert box.tensor(KEY) is None
-    assert box.origin(KEY) is None
+    assert box.origin(KEY, ("w1",)) is None
 
 
 @pytest.mark.parametrize(("step", "attempt", "kept"), [(2, 9, False), (3, 0, False), (3, 1, True), (3, 2, True), (4, 0, True)])
@@ -130,7 +130,7 @@ def test_a_new_attempt_forgets_the_deliveries_of_the_old_one():
     box.deliver("w1", claim(FALSE, origin=TRUE))
     box.deliver("w1", claim(key=later))
     box.begin(3, 2)
-    assert box.origin(KEY) is None
+    assert box.origin(KEY, ("w1",)) is None
     assert box.rule(KEY, RULING) == []
     box.rule(later, RULING)
     assert box.tensor(later) is not None
@@ -149,12 +149,12 @@ def test_with_defences_off_the_first_delivery_is_usable_and_nothing_is_hashed():
 def test_the_claimed_origin_is_shown_before_the_ruling():
     """Without the jumping connection it is the verifier's only source; the header that follows names its digest."""
     box = inbox()
-    assert box.origin(KEY) is None
+    assert box.origin(KEY, ("w1",)) is None
     box.deliver("w1", claim(TRUE, origin=FALSE))
-    assert same_bytes(box.origin(KEY), FALSE)
+    assert same_bytes(box.origin(KEY, ("w1",)), FALSE)
     assert box.tensor(KEY) is None
     box.rule(KEY, RULING)
-    assert same_bytes(box.origin(KEY), FALSE)
+    assert same_bytes(box.origin(KEY, ("w1",)), FALSE)
 
 
 # -- what was computed on this worker ------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class Archive:
     """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it ignores."""
 
     digests: dict[int, bytes] = field(default_factory=dict)
+    version: int = -1
+    checked: bool = True
     states: dict[int, StageState] = field(default_factory=dict)
     name: str = ARCHIVE
     devices: int = 1
@@ -64,8 +66,8 @@ class Archive:
     def receive(self, envelope: Envelope) -> list[Envelope]:
         if isinstance(envelope.message, StateTransfer):
             state = envelope.message.state
-            sealed = self.digests.get(state.stage)
-            if state.stage not in self.states and (not sealed or state_digest(state) == sealed):
+            known = state.stage in self.digests and state.stage not in self.states and state.version == self.version
+            if known and (not self.checked or state_digest(state) == self.digests[state.stage]):
                 self.states[state.stage] = state
         return []
 
@@ -172,7 +174,8 @@ class Cluster:
 
     def _boundary(self) -> Boundary:
         config = self._job.config
-        return Boundary((config.pipeline.micro_batch_size, config.data.sequence_length, self._job.plan.width), self._job.dtype)
+        shape = config.pipeline.micro_batch_size, config.data.sequence_length, self._job.plan.width
+        return Boundary(shape, self._job.dtype, 4 * config.pipeline.stages * config.pipeline.micro_batches)
 
     def _policy(self) -> Policy:
         config = self._job.config
@@ -186,7 +189,14 @@ class Cluster:
             config.defence.deadline_s,
             config.defence.ban_policy,
             config.defence.ban_after,
+            self._transfer_s,
         )
+
+    @property
+    def _transfer_s(self) -> float:
+        """Four times what the largest state (weights and two moments) takes on a link of the described cluster."""
+        largest = 3 * max(self._job.plan.parameter_bytes(self._job.dtype))
+        return 4 * largest / self._job.config.cluster.bandwidth_bytes_per_s
 
     def _clip(self, norms: Mapping[int, Sequence[float]]) -> Clipping:
         """Norms by stage put into model order: stages need not be in it (OPT names its last norm before its layers)."""
@@ -220,7 +230,8 @@ class Cluster:
         """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
         self.archive.states.clear()
-        self.archive.digests = dict(self.coordinator.membership.digests) if self._checked else {}
+        record = self.coordinator.membership
+        self.archive.digests, self.archive.version, self.archive.checked = dict(record.digests), record.version, self._checked
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
         try:
             self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
@@ -229,7 +240,7 @@ class Cluster:
             raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None
         if self.coordinator.broken is not None:
             raise FaultWindowExceeded(f"a state could not be collected: {self.coordinator.broken}")
-        return dict(self.archive.states)
+        return dict(sorted(self.archive.states.items()))
 
 
 def members(config: RunConfig) -> dict[str, Identity]:

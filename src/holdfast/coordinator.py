@@ -147,7 +147,7 @@ class Coordinator:
         return self._start(self._wanted, 0, self.membership.settle())
 
     def _start(self, step: int, attempt: int, route: Route) -> list[Envelope]:
-        self._now = StepState(step, attempt, self.membership.version, route)
+        self._now = StepState(step, attempt, self.membership.version, route, self._policy.micro_batches)
         self._arm()
         digests = tuple(self.membership.digests[i] for i in route.stages)
         return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
@@ -158,7 +158,7 @@ class Coordinator:
             raise FaultWindowExceeded(
                 f"step {now.step} was begun {attempt} times and never sealed ({reason}); use --on-alert replace, or ban liars"
             )
-        if answer.route.bypassed != now.route.bypassed:
+        if answer.route.bypassed and answer.route.bypassed != now.route.bypassed:
             self._events.append(StagesSkipped(now.step, answer.route.bypassed, answer.route.frozen))
         else:
             self._events.append(StepRestarted(now.step, attempt, reason))
@@ -258,6 +258,8 @@ class Coordinator:
         self._warned = None
         silent = self._silent()
         if silent:
+            if self._now is not None:
+                self._court.overdue(self._now, silent[0])
             return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
         self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything; {self.describe()}"
         return []
@@ -283,7 +285,8 @@ class Coordinator:
         """One timer at a time; one that was set before the last progress only sets the next."""
         if not self._armed:
             self._armed = True
-            self._timers.append((self._pulse(), self._policy.deadline_s))
+            moving = self._now is None or self._now.at_the_referee  # whole states may be on their way
+            self._timers.append((self._pulse(), self._policy.deadline_s + self._policy.transfer_s * bool(moving)))
 
     def _pulse(self) -> tuple[int, ...]:
         """Changes whenever the run has moved on."""

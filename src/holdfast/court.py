@@ -50,7 +50,7 @@ class Court:
         key = header.key
         role = now.route.role(key.stage, sender)
         known = header.worker == sender and header.run == self._run and header.version == now.version
-        if role is None or not known or not now.may_be_claimed(key, self._policy.micro_batches):
+        if role is None or not known:
             return []
         if not self._notary.vouches(header):
             return []
@@ -219,13 +219,15 @@ class Court:
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
                     self._alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
-        for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
-            for worker in absent(now.route, now.board, key):
-                if worker not in now.route.trusted:
-                    self._alert(key, "withheld", (worker,), DEADLINE)
         for key in now.at_the_referee:
             envelopes += self.investigate(now, key)
         return envelopes
+
+    def overdue(self, now: StepState, worker: str) -> None:
+        """`worker` has missed the last deadline: put on record which claims it owed."""
+        for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
+            if worker in absent(now.route, now.board, key):
+                self._alert(key, "withheld", (worker,), DEADLINE)
 
     def _without_answer(self, now: StepState, key: ClaimKey) -> list[str]:
         """Consumers of an accepted tensor that have not claimed anything made from it."""
@@ -246,14 +248,14 @@ class Court:
         key = claim.header.key
         if sender != now.route.primaries[key.stage] or not now.route.relay:
             return []
-        now.relayed.setdefault(key, claim)
+        now.relayed.setdefault(key, (sender, claim))
         return self._forward_relayed(now, key) if key in now.board.accepted else []
 
     def _forward_relayed(self, now: StepState, key: ClaimKey) -> list[Envelope]:
-        claim = now.relayed.pop(key, None)
-        if claim is None:
+        if key not in now.relayed:
             return []
-        consumers, primary = now.route.consumers(key.direction, key.stage), now.route.primaries[key.stage]
+        primary, claim = now.relayed.pop(key)  # who sent it; by now somebody else may be the primary
+        consumers = now.route.consumers(key.direction, key.stage)
         got = tensor_digest(claim.tensor)
         if got == now.board.accepted[key]:
             return [self._to(consumer, claim) for consumer in consumers]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.claim import StageState
+from holdfast.errors import ProtocolError
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
@@ -56,7 +57,12 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def state_digest(state: StageState) -> bytes:
-    """32 bytes for what both holders of a stage seal: weights, moments and the number of updates taken."""
+    """32 bytes for what both holders of a stage seal: weights, moments and the number of updates taken.
+
+    Raises ProtocolError for a number of updates that no run can have taken.
+    """
+    if not 0 <= state.updates < 2**63:
+        raise ProtocolError(f"a state of stage {state.stage} claims {state.updates} updates")
     digest = hashlib.sha256(tensors_digest(state.weights))
     digest.update(tensors_digest(state.moments))
     digest.update(state.updates.to_bytes(8, "little"))

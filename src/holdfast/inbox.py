@@ -29,6 +29,8 @@ class Boundary:
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
+    waiting: int = 1024
+    """Unruled tensors that one sender may have waiting: more than a step and the next have between two workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,10 @@ class Inbox:
         if key not in self._rulings:
             if delivery.digest == self._vouched.get(key):
                 self._usable[key] = claim
-            waiting = self._deliveries.setdefault(key, [])
-            if all(other.sender != sender for other in waiting):  # one place a sender, or it could fill the memory
-                waiting.append(delivery)
+            waiting = self._deliveries.get(key, [])
+            mine = sum(other.sender == sender for kept in self._deliveries.values() for other in kept)
+            if mine < self._boundary.waiting and all(other.sender != sender for other in waiting):
+                self._deliveries[key] = [*waiting, delivery]
             return []
         complaint = self._settle(delivery)
         return [] if complaint is None else [complaint]
@@ -109,11 +112,12 @@ class Inbox:
         claim = self._usable.get(key)
         return None if claim is None else claim.tensor
 
-    def origin(self, key: ClaimKey) -> Tensor | None:
+    def origin(self, key: ClaimKey, senders: tuple[str, ...]) -> Tensor | None:
         """The input that the claimant says it worked from (without the jumping connection), whether ruled on or not."""
         if key in self._usable:
             return self._usable[key].origin
-        return next((delivery.claim.origin for delivery in self._deliveries.get(key, [])), None)
+        waiting = self._deliveries.get(key, [])
+        return next((delivery.claim.origin for delivery in waiting if delivery.sender in senders), None)
 
     def digest(self, key: ClaimKey) -> bytes:
         """The digest of a usable tensor: as ruled, else as computed here; empty with defences off, where nothing is hashed."""

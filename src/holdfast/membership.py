@@ -30,13 +30,13 @@ class Membership:
 
     def adopted(self, worker: str, message: StateAdopted) -> bool:
         """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
-        sealed = message.version == self.version and message.digest == self.digests.get(message.stage)
-        good = sealed and message.stage in self.route.stages and self.target().role(message.stage, worker) is not None
+        seat = (message.stage, worker)
+        if seat not in self.missing():
+            return False  # nobody asked: a state that a stranger sent unseats no holder
+        good = message.version == self.version and message.digest == self.digests[message.stage]
         if good:
-            self._holding.add((message.stage, worker))
-        else:
-            self._holding.discard((message.stage, worker))
-        self._asked.discard((message.stage, worker))
+            self._holding.add(seat)
+        self._asked.discard(seat)
         return good
 
     def distrust(self, stage: int, worker: str) -> None:

@@ -257,7 +257,7 @@ class Stage:
             return self._tokens(m)[:, :-1]
         assert self._route is not None
         if self.role is Role.SHADOW and not self._route.jump:
-            return inbox.origin(self._key(Direction.FORWARD, m))
+            return inbox.origin(self._key(Direction.FORWARD, m), (self._route.primaries[self.index], COORDINATOR))
         before = self._neighbour_key(Direction.FORWARD, m)
         assert before is not None
         return inbox.tensor(before)

@@ -28,6 +28,8 @@ class Policy:
     deadline_s: float
     ban: BanPolicy = "never"
     ban_after: int = 3
+    transfer_s: float = 0.0
+    """What a whole state may take on its way, beyond the deadline."""
 
 
 @dataclass(slots=True)
@@ -38,13 +40,14 @@ class StepState:
     attempt: int
     version: int
     route: Route
+    micro_batches: int
     board: Board = field(default_factory=Board)
     losses: dict[int, float] = field(default_factory=dict)
     accounts: dict[int, tuple[float, ...]] = field(default_factory=dict)
     disputes: dict[ClaimKey, Dispute] = field(default_factory=dict)
     examined: set[ClaimKey] = field(default_factory=set)
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
-    relayed: dict[ClaimKey, Claim] = field(default_factory=dict)
+    relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
     complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
     shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
@@ -74,14 +77,13 @@ class StepState:
         return ClaimKey(self.step, self.attempt, Direction.UPDATE, stage)
 
     def is_current(self, key: ClaimKey) -> bool:
-        return (key.step, key.attempt) == (self.step, self.attempt) and key.stage in self.route.stages
-
-    def may_be_claimed(self, key: ClaimKey, micro_batches: int) -> bool:
-        """Whether `key` belongs to this step: a stage that computes, a micro-batch that exists, an update that was ordered."""
-        if key.direction is Direction.GRADIENT or key.direction is Direction.UPDATE:
-            ordered = key.direction is Direction.GRADIENT or self.update is not None
-            return key.micro_batch == WHOLE_STEP and key.stage in self.updating and ordered
-        return 0 <= key.micro_batch < micro_batches and key.stage in self.route.active
+        """Whether `key` belongs to this attempt: a stage that computes, a micro-batch that exists, an ordered update."""
+        if (key.step, key.attempt) != (self.step, self.attempt):
+            return False
+        if key.direction in (Direction.FORWARD, Direction.BACKWARD):
+            return key.stage in self.route.active and 0 <= key.micro_batch < self.micro_batches
+        ordered = key.direction is Direction.GRADIENT or self.update is not None  # none before the clip scale is known
+        return ordered and key.stage in self.updating and key.micro_batch == WHOLE_STEP
 
     def inputs(self, key: ClaimKey) -> tuple[bytes, ...] | None:
         """What an honest header of `key` names as its inputs; not checked where the jump is left out."""

@@ -72,6 +72,7 @@ class Trainer:
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
+        self._fell: tuple[int, frozenset[str]] | None = None
         self._before = Progress()
         self._began = time.perf_counter()
 
@@ -185,8 +186,10 @@ class Trainer:
     def _fall_back(self, keeper: Keeper, step: int, reason: str) -> States:
         """Both holders of a stage are gone: go on from the last certified checkpoint, without those who are lost."""
         self._counts.rollbacks += 1
-        if self._counts.rollbacks > MAX_ROLLBACKS:
-            raise FaultWindowExceeded(f"fell back {MAX_ROLLBACKS} times, last in step {step}: {reason}")
+        again = self._fell == (step, frozenset(self._lost))
+        self._fell = (step, frozenset(self._lost))
+        if again or self._counts.rollbacks > MAX_ROLLBACKS:
+            raise FaultWindowExceeded(f"fell back {self._counts.rollbacks} times, last in step {step}: {reason}")
         states = keeper.last_certified()
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states

@@ -7,7 +7,7 @@ board about tensors, and nobody about anything else. The initiator's worker hold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import state_digest
@@ -72,7 +72,7 @@ class Worker:
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
         self._early: list[SendState] = []
-        self._delivered: dict[tuple[int, str], tuple[bytes, Stage]] = {}
+        self._delivered: dict[tuple[int, str], tuple[bytes, StateTransfer]] = {}
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Worker:
     def _begin(self, message: BeginStep) -> list[Envelope]:
         self._route = message.route
         held = dict(message.route.seats_of(self.name))
-        told = self._install(held, message.digests)
+        told = self._install(held, message.digests, message.version)
         if not message.route.bypassed:  # who only sits out a step keeps its seats
             self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
         self._inbox.begin(message.step, message.attempt)
@@ -130,16 +130,18 @@ class Worker:
         if message.role is None:
             return []
         state = message.state
-        seat = Stage(self.name, self._execution(state.stage), message.role, self._terms, self._batch)
-        seat.load(state)
-        digest = state_digest(seat.state())
-        self._delivered[(state.stage, sender)] = (digest, seat)
+        if not 0 <= state.stage < len(self._hardware.costs):
+            raise ProtocolError(f"{self.name} got a state of stage {state.stage} from {sender!r}; there is no such stage")
+        digest = state_digest(state)
+        self._delivered[(state.stage, sender)] = (digest, message)
         return [Envelope(self.name, COORDINATOR, StateAdopted(state.stage, state.version, message.role, digest))]
 
-    def _install(self, held: Mapping[int, Role], digests: Sequence[bytes]) -> list[Envelope]:
+    def _install(self, held: Mapping[int, Role], digests: Sequence[bytes], version: int) -> list[Envelope]:
         told = []
-        for (stage, _), (digest, seat) in self._delivered.items():
+        for (stage, _), (digest, message) in self._delivered.items():
             if stage in held and digest == digests[stage]:
+                seat = Stage(self.name, self._execution(stage), held[stage], self._terms, self._batch)
+                seat.load(replace(message.state, version=version))
                 self.seats[stage] = seat
                 told += seat.share_tied()
         self._delivered.clear()

@@ -6,7 +6,7 @@ What was really said falsely is known twice: from the liars' own ledger, and fro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -135,7 +135,7 @@ EVERYTHING = [(attack, stage, rate) for attack, stage in [*itertools.product(FOR
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attack", "stage", "rate"), expecting(EVERYTHING))
+@pytest.mark.parametrize(("attack", "stage", "rate"), EVERYTHING)
 def test_everything_is_replaced(lab: Any, attack: str, stage: int, rate: float) -> None:
     check_replaced(
         lab, lab.run(attack=campaign(attack, stage, rate, steps_of(attack)), steps=steps_of(attack), schedule=SCHEDULES[rate])
@@ -170,7 +170,7 @@ def test_a_liar_who_never_stops_is_replaced_after_two_retries(lab: Any, remedy: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attack", "stage", "rate"), expecting(EVERYTHING))
+@pytest.mark.parametrize(("attack", "stage", "rate"), EVERYTHING)
 def test_everything_is_restarted(lab: Any, attack: str, stage: int, rate: float) -> None:
     check_caught(
         lab,

@@ -233,10 +233,15 @@ class InProcess:
 
     def _send(self, envelopes: Sequence[Envelope], sender: str | None = None) -> None:
         for envelope in envelopes:
-            if sender is not None and envelope.sender != sender:
-                raise ProtocolError(f"{sender} sent a message in the name of {envelope.sender!r}; a transport would refuse it")
-            self._check_recipient(envelope)
-            self._network.send(envelope)
+            try:
+                if sender is not None and envelope.sender != sender:
+                    raise ProtocolError(
+                        f"{sender} sent a message in the name of {envelope.sender!r}; a transport would refuse it"
+                    )
+                self._check_recipient(envelope)
+                self._network.send(envelope)
+            except ProtocolError as error:  # what the transport refuses is lost, and the rest still goes out
+                self._hooks.on_refused(envelope, error)
 
     def _check_recipient(self, envelope: Envelope) -> None:
         if envelope.recipient not in self._members:

@@ -32,7 +32,8 @@ class Board:
         if known is header:
             self._signed.setdefault((header.key, header.worker), signed or header)
             return Posting.NEW
-        return Posting.REPEATED if _content(known) == _content(header) else Posting.EQUIVOCATION
+        heir = known.worker != header.worker  # the slot's own account came from a worker that was lost
+        return Posting.REPEATED if heir or _content(known) == _content(header) else Posting.EQUIVOCATION
 
     def header(self, key: ClaimKey, role: Role) -> Header | None:
         return self._headers.get((key, role))
