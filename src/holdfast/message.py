@@ -1,7 +1,7 @@
 """All that stages, the coordinator and the referee ever say to one another: the schema is final, the transport varies.
 
     coordinator --> worker     BeginStep  Accepted  Supply  Update  Seal  SendState  NewRoute
-    worker --> coordinator     Header  Complaint  StateAdopted  Loss  Idle
+    worker --> coordinator     Header  Complaint  StateAdopted  Loss
     worker --> worker          Claim  StateTransfer  TiedGradient  TiedWeight
     coordinator <--> referee   Examine  Finding
 
