@@ -14,7 +14,7 @@ from holdfast.route import plain_route
 
 ROUTE = plain_route(["w0", "w1", "w2", "w3", "w0"], ["w0"], shadowed=True)
 AGAIN = Redo(ROUTE, investigate=True)
-RELAYED = Redo(replace(ROUTE, relay=True), investigate=True)
+RELAYED = Redo(replace(ROUTE, epoch=2, relay=True), investigate=True)
 BYPASSED = Redo(
     replace(ROUTE, epoch=2, shadows=(None, None, None, "w0", None), bypassed=(2, 3), frozen=(1, 2, 3)), investigate=False
 )

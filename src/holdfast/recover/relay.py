@@ -21,4 +21,5 @@ class Relay(Remedy):
     def answer(self, dispute: Dispute) -> Answer:
         if dispute.key.attempt >= self._retries:
             return Investigate()
-        return Redo(replace(dispute.route, relay=True), investigate=True)
+        relayed = replace(dispute.route, epoch=dispute.route.epoch + 1, relay=True)
+        return Redo(relayed, investigate=True)
