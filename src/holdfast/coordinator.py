@@ -130,7 +130,7 @@ class Coordinator:
             return envelopes
         if now.redo is not None:
             return envelopes + self._redo(now, *now.redo)
-        if now.update is None and now.gradients_agreed:
+        if now.update is None and now.gradients_agreed and (now.claims_settled or not self._policy.checked):
             envelopes += self._order_update(now)
         elif now.update is not None and now.updates_agreed:
             envelopes += self._seal(now)

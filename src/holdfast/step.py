@@ -66,6 +66,18 @@ class StepState:
         return self.accounts.keys() >= self.updating
 
     @property
+    def claims_settled(self) -> bool:
+        """Whether the board has ruled on every claim of an untrusted stage; who believes its own check does not wait for it."""
+        stages = [i for i in self.route.active if not self.route.is_trusted(i)]
+        keys = (
+            ClaimKey(self.step, self.attempt, direction, i, m)
+            for direction in (Direction.FORWARD, Direction.BACKWARD)
+            for i in stages
+            for m in range(self.micro_batches)
+        )
+        return all(key in self.board.accepted for key in keys)
+
+    @property
     def updates_agreed(self) -> bool:
         return all(self.update_key(i) in self.board.accepted for i in self.updating)
 

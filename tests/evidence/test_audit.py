@@ -239,6 +239,15 @@ def test_a_run_goes_on_with_its_own_keys(desk: Any, reopened: Any) -> None:
     assert "another name or other keys" in unsound(again.deploy(version=1))
 
 
+def test_a_run_may_go_on_with_other_members(desk: Any, reopened: Any) -> None:
+    """Another cut of the model has other workers; those who stay keep their keys."""
+    desk.seal().close()
+    again = reopened(desk)
+    keys = {name: key for name, key in again.notary._register.keys.items() if name != "w1"}
+    again.notary._register = replace(again.notary._register, keys={**keys, "w9": derived(0, "w9").public})
+    assert again.deploy(version=1).seal().close().audit().status == "intact"
+
+
 def test_headers_refused_for_their_signature_are_counted(desk: Any) -> None:
     assert desk.notary.vouches(desk.account("w1"))
     assert not desk.notary.vouches(replace(desk.account("w1"), output=FALSE))

@@ -46,7 +46,8 @@ def has_an_audience(attack: str, stage: int) -> bool:
         return stage < STAGES[-1]  # the shadow of K-2 and the only holder of K-1 are the initiator's
     if "what=jump" in attack:
         return stage < STAGES[-1] and "direction=backward" not in attack  # backward, the shadow is the sender itself
-    return True
+    # Silent about both directions, the heir (who lies for the stage too) follows the liar in one step: two neighbours at once.
+    return not ("direction=both" in attack and "what=board" in attack)
 
 
 PROTOCOL = [
@@ -116,6 +117,7 @@ QUICK_LIES = [
     ("withhold,direction=forward,what=direct", 4),
     ("withhold,direction=both,what=everyone", 3),
     ("withhold,direction=forward,what=board", 2),
+    ("withhold,direction=forward,what=board", 4),
 ]
 
 

@@ -130,12 +130,14 @@ class CaseBook:
 
     def _resume(self, seq: int, record: Resumed) -> None:
         first = self.opening
-        same = (record.schema, record.run) == (first.schema, first.run) and record.keys == first.keys
+        kept = all(first.keys.get(member, key) == key for member, key in record.keys.items())  # another cut, other members
+        same = (record.schema, record.run) == (first.schema, first.run) and kept
         _require(same, "the run goes on with another name or other keys")
         _require(record.version <= self.version, f"the run goes on from version {record.version}, which was never sealed")
         if not self.closed:
             self.interruptions.append(seq)
         self.closed = False
+        self._opening = record
         self._deploy(record.deployment, record.version)
 
     def _deploy(self, deployment: str, version: int) -> None:
