@@ -199,10 +199,8 @@ class Worker:
                 return seat.claim_gradient()
             case Direction.UPDATE:
                 return seat.claim_update()
-            case Direction.FORWARD:
-                return self._keep_own(seat.perform(Action(Kind.FORWARD, work.key.micro_batch), self._inbox))
-            case Direction.BACKWARD:
-                return self._keep_own(seat.perform(Action(Kind.BACKWARD, work.key.micro_batch), self._inbox))
+            case Direction.FORWARD | Direction.BACKWARD as direction:
+                return self._keep_own(seat.perform(Action(Kind(direction.value), work.key.micro_batch), self._inbox))
 
     def _keep_own(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
         """What one seat makes for another on this worker goes into the inbox at once; the rest is sent."""
