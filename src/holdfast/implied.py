@@ -1,0 +1,54 @@
+"""AdamW's formula read backwards: a new first moment implies its gradient, and both imply everything else.
+
+    g    =  (m' - b1 m) / (1 - b1)                     known up to the rounding of m', divided by 1 - b1
+    v'   =  b2 v + (1 - b2) g^2                        known up to what that leaves open
+    w'   =  (1 - rate * decay) w  -  rate / c1 * m' / ( sqrt(v') / sqrt(c2) + eps )          c1 = 1 - b1^t,  c2 = 1 - b2^t
+
+The last line is computed from the *claimed* m' and v' by the operations of `torch.optim.AdamW`, in its order and in the dtype
+of the weights, so that on one machine it has the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from holdfast.claim import StageState
+from holdfast.config import OptimizerConfig
+from holdfast.optimizer import decays
+from holdfast.verify.resync import Formula, Implied
+
+ROUNDINGS = 2.0
+"""Ulps by which a kernel's m' may differ from b1 m + (1 - b1) g."""
+
+
+def implied_by(config: OptimizerConfig, rate: float) -> Formula:
+    """The formula of one optimizer step at learning rate `rate`."""
+
+    def implied(name: str, before: StageState, claimed: StageState) -> Implied:
+        first, old_first = claimed.moments[f"{name}.exp_avg"], before.moments[f"{name}.exp_avg"]
+        second, old_second = claimed.moments[f"{name}.exp_avg_sq"], before.moments[f"{name}.exp_avg_sq"]
+        gradient, blur = _gradient(first, old_first.to(first.device), config.beta1)
+        squared = config.beta2 * old_second.to(first.device).double() + (1 - config.beta2) * gradient.square()
+        slack = (1 - config.beta2) * (2 * gradient.abs() * blur + blur.square())
+        weight = _weight(config, rate, claimed.updates, before.weights[name].to(first.device), first, second)
+        return Implied(gradient, squared, slack, weight)
+
+    return implied
+
+
+def _gradient(new: Tensor, old: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The gradient in fp64, and how far the rounding of `new` may have moved it."""
+    facts = torch.finfo(new.dtype)
+    largest = torch.maximum(new.double().abs(), old.double().abs()).clamp(min=facts.tiny)
+    return (new.double() - beta * old.double()) / (1 - beta), ROUNDINGS * facts.eps * largest / (1 - beta)
+
+
+def _weight(config: OptimizerConfig, rate: float, updates: int, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    new = weight.detach().clone()
+    if decays(weight) and config.weight_decay:
+        new.mul_(1 - rate * config.weight_decay)
+    corrected = math.sqrt(1 - config.beta2**updates)
+    return new.addcdiv_(first, (second.sqrt() / corrected).add_(config.epsilon), value=-rate / (1 - config.beta1**updates))
