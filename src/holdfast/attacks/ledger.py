@@ -35,12 +35,18 @@ class Ledger:
         self._honest: dict[Slot, Hashable] = {}
         self._said: dict[Slot, Hashable] = {}
         self._doubts: set[ClaimKey] = set()
+        self._undone: set[ClaimKey] = set()
         self.taints: list[Taint] = []
 
     def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
         """`worker` said `said` where `honest` was true. Of several distortions the first one knew the truth."""
         self._honest.setdefault((worker, key, what), honest)
         self._said[worker, key, what] = said
+        self._undone.discard(key)
+
+    def undo(self, version: int) -> None:
+        """The run has gone back to `version`: what was said of later steps is in no weights any more."""
+        self._undone |= {key for _, key, _ in self._said if key.step >= version}
 
     def taint(self, worker: str, stage: int, step: int, *, weights: bool) -> None:
         self.taints.append(Taint(worker, stage, step, weights))
@@ -90,6 +96,11 @@ class Ledger:
         return frozenset(key for _, key, _ in self.lies)
 
     @property
+    def standing(self) -> frozenset[ClaimKey]:
+        """Those that no rollback has undone."""
+        return self.keys - self._undone
+
+    @property
     def by_worker(self) -> Mapping[str, frozenset[ClaimKey]]:
         found: dict[str, set[ClaimKey]] = {}
         for worker, key, _ in self.lies:
@@ -99,6 +110,8 @@ class Ledger:
     def explains(self, key: ClaimKey) -> bool:
         """Whether an alert about `key` is no false alarm: a lie, or the word of a holder who has spoilt what it worked with."""
         return key in self.keys | self._doubts or any(
-            taint.stage == key.stage and taint.step <= key.step and (taint.healed is None or key.step <= taint.healed)
+            taint.stage == key.stage
+            and taint.step <= key.step + (taint.weights and key.direction is Direction.UPDATE)
+            and (taint.healed is None or key.step <= taint.healed)
             for taint in self.taints
         )
