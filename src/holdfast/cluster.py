@@ -162,10 +162,6 @@ class Cluster:
     def _shadowed(self) -> bool:
         return self._job.config.shadowed
 
-    @property
-    def _window(self) -> int:
-        return self._job.config.defence.window if self._job.config.spot_checked else 0
-
     def _route(self) -> Route:
         primaries = seats(self._job.config.pipeline.stages, self._lost)
         jump = self._job.config.defence_name != "duplicate-only"
@@ -194,7 +190,7 @@ class Cluster:
             lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._shadowed),
             backward_waits=pipeline.schedule == "gpipe",
             sign=partial(sign_header, identity=self._identities[name]) if self._checked else unsigned,
-            window=self._window,
+            window=self._job.config.window,
             watched=self._job.config.defence_name == "statistics",
         )
 
@@ -227,7 +223,7 @@ class Cluster:
         secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
         draws = Sampling(seeds.derive(secret, "deployment", self._draw), config.defence.check_claims, config.check_steps)
         budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
-        return Inspection(draws, self._window, budget, config.defence.redraw_every)
+        return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
     @property
     def _transfer_s(self) -> float:

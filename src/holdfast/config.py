@@ -178,6 +178,11 @@ class RunConfig(Section):
     def spot_checked(self) -> bool:
         return self.check_steps > 0 or self.defence.check_claims > 0
 
+    @property
+    def window(self) -> int:
+        """The sealed steps that workers really keep: none where nothing is spot-checked."""
+        return self.defence.window if self.spot_checked else 0
+
     @model_validator(mode="after")
     def _checks_make_sense(self) -> Self:
         if self.defence_name == "none" and (self.spot_checked or self.defence.redraw_every):

@@ -36,6 +36,7 @@ class Ledger:
         self._said: dict[Slot, Hashable] = {}
         self._doubts: set[ClaimKey] = set()
         self._undone: set[ClaimKey] = set()
+        self._speakers: dict[ClaimKey, set[str]] = {}
         self.taints: list[Taint] = []
 
     def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
@@ -81,6 +82,7 @@ class Ledger:
 
         A worker believes itself: what its primary seat sends back goes straight into the shadow that it keeps.
         """
+        self._speakers.setdefault(key, set()).add(worker)
         spoilt = (t for t in self.taints if t.weights and (t.worker, t.healed) == (worker, None) and t.step <= key.step)
         if any(taint.stage != key.stage for taint in spoilt):
             self._doubts.add(key)
@@ -109,9 +111,25 @@ class Ledger:
 
     def explains(self, key: ClaimKey) -> bool:
         """Whether an alert about `key` is no false alarm: a lie, or the word of a holder who has spoilt what it worked with."""
-        return key in self.keys | self._doubts or any(
-            taint.stage == key.stage
-            and taint.step <= key.step + (taint.weights and key.direction is Direction.UPDATE)
-            and (taint.healed is None or key.step <= taint.healed)
-            for taint in self.taints
+        return (
+            key in self.keys | self._doubts
+            or self._cannot_be_opened(key)
+            or any(
+                taint.stage == key.stage
+                and taint.step <= key.step + (taint.weights and key.direction is Direction.UPDATE)
+                and (taint.healed is None or key.step <= taint.healed)
+                for taint in self.taints
+            )
+        )
+
+    def _cannot_be_opened(self, key: ClaimKey) -> bool:
+        """Whether somebody who spoke of `key` lied about a neighbouring stage that it also sits on.
+
+        What it really computed there went straight into this claim, and nobody has the tensor that it says it was made from.
+        """
+        speakers = self._speakers.get(key, ())
+        moment = (key.step, key.attempt, key.micro_batch)
+        return any(
+            worker in speakers and (lie.step, lie.attempt, lie.micro_batch) == moment and abs(lie.stage - key.stage) == 1
+            for worker, lie, _ in self.lies
         )
