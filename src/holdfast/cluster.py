@@ -179,7 +179,8 @@ class Cluster:
         module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
         module.train(config.model.dropout > 0)
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
-        return StageExecution(module, AdamW(config.optimizer), StepShape(config.pipeline.micro_batches, seed))
+        shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed)
+        return StageExecution(module, AdamW(config.optimizer), shape)
 
     def _terms(self, name: str) -> Terms:
         pipeline = self._job.config.pipeline
