@@ -97,7 +97,7 @@ def check_fits(job: Job) -> None:
     """Raise NotEnoughMemory where a worker of the described cluster, or this machine, cannot hold what the plan gives it."""
     config, pipeline = job.config, job.config.pipeline
     batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype)
-    needs = memory_per_worker(job.plan, batch, shadows=config.defence_name != "none")
+    needs = memory_per_worker(job.plan, batch, shadows=config.shadowed, window=config.window)
     check_memory(needs, worker_bytes=config.cluster.memory_bytes, machine_bytes=available_memory())
 
 
