@@ -131,7 +131,7 @@ def test_families_with_a_kink_are_known(model: str, told: str | None) -> None:
 
 
 def test_a_model_that_jumps_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ReLU units.*one numerics class"):
+    with pytest.raises(ConfigError, match=r"ReLU units.*one numerics class"):
         calibrate_job(job_of("opt:layers=4,width=16,heads=2"), arithmetics_of("float32"))
 
 

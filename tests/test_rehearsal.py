@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.claim import Direction, StageState
+from holdfast.claim import Direction
 from holdfast.config import resolve
-from holdfast.digest import same_bytes, state_digest, weights_digest
+from holdfast.digest import same_bytes, state_digest, tensors_digest, weights_digest
 from holdfast.errors import ConfigError
 from holdfast.experiment import Experiment
 from holdfast.job import Job, prepare
 from holdfast.numerics import ARITHMETICS, NATIVE, Arithmetic, pinned
 from holdfast.optimizer import learning_rate
 from holdfast.rehearsal import Accounts, Rehearsal
+from holdfast.verify.resync import Candidate
 
 STEPS = 3
 TABLES: dict[str, Any] = {
@@ -27,8 +28,12 @@ TABLES: dict[str, Any] = {
 }
 
 
-def job_of(model: str, **sections: Any) -> Job:
-    return prepare(resolve({**TABLES, "model": {"name": model}, **sections}))
+def job_of(model: str, dropout: float = 0.0, **sections: Any) -> Job:
+    return prepare(resolve({**TABLES, "model": {"name": model, "dropout": dropout}, **sections}))
+
+
+def digests(candidate: Candidate) -> tuple[bytes, bytes]:
+    return state_digest(candidate.state), tensors_digest(candidate.gradient)
 
 
 def rehearsed(job: Job, arithmetics: list[Arithmetic]) -> tuple[Rehearsal, list[Accounts]]:
@@ -63,16 +68,15 @@ def test_every_claim_of_every_middle_stage_has_an_account_of_each() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_one_arithmetic_under_two_names_gives_one_account(dropout: float) -> None:
     """Whatever else differed between the accounts than the arithmetic would be seen here."""
-    job = job_of("gpt2:layers=4,width=16,heads=2")
-    job = job_of("gpt2:layers=4,width=16,heads=2", model={"name": "gpt2:layers=4,width=16,heads=2", "dropout": dropout})
+    job = job_of("gpt2:layers=4,width=16,heads=2", dropout)
     _, found = rehearsed(job, [NATIVE, Arithmetic("twin")])
     for accounts in found:
         native, twin = accounts.results.values()
         same: Callable[[Any, Any], bool] = lambda a, b: a == b  # noqa: E731
         if isinstance(native, Tensor):
             same = same_bytes
-        elif isinstance(native, StageState):
-            same = lambda a, b: state_digest(a) == state_digest(b)  # noqa: E731
+        elif isinstance(native, Candidate):
+            same = lambda a, b: digests(a) == digests(b)  # noqa: E731
         assert same(native, twin), accounts
 
 
@@ -81,10 +85,10 @@ def test_what_was_given_out_is_not_altered_by_later_steps() -> None:
     with pinned("cpu"):
         rehearsal = Rehearsal(job, [NATIVE, ARITHMETICS["split-sums"]])
         first = [a for a in rehearsal.step(0, 1e-2) if a.direction is Direction.UPDATE]
-        before = [(state_digest(a.before), *map(state_digest, a.results.values())) for a in first]
+        before = [(state_digest(a.before), *map(digests, a.results.values())) for a in first]
         list(rehearsal.step(1, 1e-2))
-    assert [(state_digest(a.before), *map(state_digest, a.results.values())) for a in first] == before
-    assert all(len(set(digests)) == 3 for digests in before), "sealed, native, split"
+    assert [(state_digest(a.before), *map(digests, a.results.values())) for a in first] == before
+    assert all(len(set(found)) == 3 for found in before), "sealed, native, split"
 
 
 def test_others_take_the_lead_s_state_over_after_each_step() -> None:
@@ -98,7 +102,7 @@ def test_others_take_the_lead_s_state_over_after_each_step() -> None:
                     native, split = accounts.results.values()
                     assert torch.dist(native, split) < 1e-5 * native.norm()
                 if accounts.direction is Direction.UPDATE:
-                    assert {state.updates for state in accounts.results.values()} == {step + 1}
+                    assert {candidate.state.updates for candidate in accounts.results.values()} == {step + 1}
                     assert accounts.before.updates == step
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.claim import StageState
 from holdfast.errors import ConfigError
 from holdfast.implied import implied_by
 from holdfast.job import Job
@@ -22,7 +21,7 @@ from holdfast.numerics import Arithmetic, numerics_class, pinned
 from holdfast.partition.skeleton import skeleton
 from holdfast.rehearsal import Accounts, Rehearsal, Result
 from holdfast.verify.calibration import MARGIN, Calibration, Pairing, Probe, calibrate
-from holdfast.verify.resync import UpdateDistance, compare_updates
+from holdfast.verify.resync import Candidate, UpdateDistance, compare_updates
 from holdfast.verify.tolerance import Distance, distance, distance_of_norms
 
 STEPS = 4
@@ -80,10 +79,11 @@ class Examiner:
     def measure(self, accounts: Accounts, claimed: Result, own: str) -> Distance | UpdateDistance:
         """How far any result, an honest one or not, is from that of arithmetic `own`."""
         ours = accounts.results[own]
-        if isinstance(ours, StageState):
-            assert isinstance(claimed, StageState)
+        if isinstance(ours, Candidate):
+            assert isinstance(claimed, Candidate)
             assert accounts.before is not None
-            return compare_updates(accounts.before, claimed, ours, implied_by(self._job.config.optimizer, accounts.rate))
+            formula = implied_by(self._job.config.optimizer, accounts.rate)
+            return compare_updates(accounts.before, claimed.state, ours, formula)
         if isinstance(ours, Tensor):
             assert isinstance(claimed, Tensor)
             return distance(claimed, ours)

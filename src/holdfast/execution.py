@@ -172,8 +172,11 @@ class StageExecution:
 
     def update(self, clip_scale: float, rate: float) -> None:
         """One optimizer step into new buffers, which wait for `seal`; the weights in use stay as they are."""
-        gradients = {name: tensor * clip_scale for name, tensor in zip(self._trainable, self._sum, strict=True)}
-        self._candidate = self._optimizer.step(self._trainable, gradients, self._moments, rate)
+        self._candidate = self._optimizer.step(self._trainable, self.clipped(clip_scale), self._moments, rate)
+
+    def clipped(self, clip_scale: float) -> dict[str, Tensor]:
+        """The accumulated gradient by name, times the clip scale: what `update` makes its step of."""
+        return {name: tensor * clip_scale for name, tensor in zip(self._trainable, self._sum, strict=True)}
 
     def _accumulate(self, micro_batch: int, gradients: Sequence[Tensor]) -> None:
         self._waiting[micro_batch] = list(gradients)

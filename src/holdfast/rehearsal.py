@@ -24,8 +24,9 @@ from holdfast.job import Job
 from holdfast.numerics import Arithmetic
 from holdfast.optimizer import AdamW, clipping
 from holdfast.partition import StageModule
+from holdfast.verify.resync import Candidate
 
-Result = Tensor | tuple[float, ...] | StageState
+Result = Tensor | tuple[float, ...] | Candidate
 T = TypeVar("T")
 
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 class Accounts:
     """What each arithmetic, by name, makes of one claim.
 
-    A tensor [B, S, D] where the direction is FORWARD or BACKWARD, the norms of the parameters for GRADIENT, the new state for
+    A tensor [B, S, D] where the direction is FORWARD or BACKWARD, the norms of the parameters for GRADIENT, a Candidate for
     UPDATE; then `before` is the sealed state that it was made from, and `rate` the learning rate.
     """
 
@@ -99,8 +100,7 @@ class Rehearsal:
         for seat in self._everybody():
             seat.do(lambda execution: execution.update(scale, rate))
         for stage, seats in self._others.items():
-            every = [self._lead[stage], *seats]
-            results = {s.arithmetic.name: s.execution.state(self._version + 1, candidate=True) for s in every}
+            results = {seat.arithmetic.name: self._candidate(seat, scale) for seat in (self._lead[stage], *seats)}
             yield Accounts(self._version, stage, Direction.UPDATE, results, before=before[stage], rate=rate)
         for seat in self._lead:
             seat.execution.seal()
@@ -132,6 +132,9 @@ class Rehearsal:
     ) -> Accounts:
         seats = [self._lead[stage], *self._others[stage]]
         return Accounts(self._version, stage, direction, {seat.arithmetic.name: seat.do(work) for seat in seats}, m)
+
+    def _candidate(self, seat: _Seat, scale: float) -> Candidate:
+        return Candidate(seat.execution.state(self._version + 1, candidate=True), seat.execution.clipped(scale))
 
     def _of_lead(self, accounts: Accounts) -> Tensor:
         found = accounts.results[self._lead[0].arithmetic.name]

@@ -174,9 +174,9 @@ def broken(old: str, new: str) -> str:
     [
         ("version = 1", "version = 2", "version 2"),
         ("version = 1\n", "", "version None"),
-        ("margin = 3.0\n", "", "needed are version, margin"),
-        ("margin = 3.0", 'margin = "3"', "finite number"),
-        ("margin = 3.0", "margin = 3.0\nslack = 1", "slack"),
+        ("margin = 8.0\n", "", "needed are version, margin"),
+        ("margin = 8.0", 'margin = "3"', "finite number"),
+        ("margin = 8.0", "margin = 8.0\nslack = 1", "slack"),
         ("[[pair]]", "[pair]", "TOML"),
         ("stage = 1", "stage = 1\nextra = 1", "extra"),
         ("stage = 1\n", "", "stage"),

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from holdfast.claim import StageState
 from holdfast.config import OptimizerConfig
-from holdfast.implied import implied_by
 from holdfast.optimizer import AdamW, Moments
 from holdfast.rehearsal import Accounts, Result
+from holdfast.verify.resync import Candidate
 
 KINDS = ("spread", "row", "other-row")
 OF_WEIGHTS = "weights"
@@ -36,7 +36,7 @@ class Forger:
         """The account `honest`, forged. Rounded to its dtype, a small forgery may be no forgery at all."""
         if isinstance(honest, Tensor):
             return self.moved(honest, kind, size)
-        assert isinstance(honest, StageState), "norms are not forged here"
+        assert isinstance(honest, Candidate), "norms are not forged here"
         return self._update(accounts, honest, kind, size)
 
     def moved(self, honest: Tensor, kind: str, size: float) -> Tensor:
@@ -53,25 +53,22 @@ class Forger:
             rows[row] = rows[row] + size * torch.linalg.vector_norm(rows[row]) * towards / length
         return rows.reshape(honest.shape).to(honest.dtype)
 
-    def _update(self, accounts: Accounts, honest: StageState, kind: str, size: float) -> StageState:
+    def _update(self, accounts: Accounts, honest: Candidate, kind: str, size: float) -> Candidate:
         before = accounts.before
         assert before is not None
-        names = [name.removesuffix(".exp_avg") for name in honest.moments if name.endswith(".exp_avg")]
+        gradient = dict(honest.gradient)
         if kind == OF_WEIGHTS:
-            weights = {name: honest.weights[name] for name in names}
-            return _with(honest, self._together(weights, size), honest.moments)
-        formula = implied_by(self._optimizer, accounts.rate)
-        gradients = {name: formula(name, before, honest).gradient for name in names}
+            weights = {name: honest.state.weights[name] for name in gradient}
+            return Candidate(_with(honest.state, self._together(weights, size), honest.state.moments), gradient)
         if kind == "spread":
-            gradients = self._together(gradients, size)
+            gradient = self._together(gradient, size)
         else:
-            matrices = [name for name in names if gradients[name].ndim > 1]
+            matrices = [name for name in gradient if gradient[name].ndim > 1]
             struck = matrices[self._draw(len(matrices))]
-            gradients[struck] = self.moved(gradients[struck], kind, size)
-        dtyped = {name: gradient.to(honest.weights[name].dtype) for name, gradient in gradients.items()}
+            gradient[struck] = self.moved(gradient[struck], kind, size)
         moments = Moments.from_named(before.moments, before.updates)
-        new, after = AdamW(self._optimizer).step(before.weights, dtyped, moments, accounts.rate)
-        return _with(honest, new, after.named())
+        new, after = AdamW(self._optimizer).step(before.weights, gradient, moments, accounts.rate)
+        return Candidate(_with(honest.state, new, after.named()), gradient)
 
     def _together(self, tensors: Mapping[str, Tensor], size: float) -> dict[str, Tensor]:
         """Named tensors moved as if they were one."""

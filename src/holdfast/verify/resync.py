@@ -4,7 +4,8 @@
     exp_avg_sq'  =  b2 exp_avg_sq + (1 - b2) g^2        must follow from that g        to within ULPS units in the last place
     weights'     =  AdamW(weights, exp_avg', exp_avg_sq')   must follow from both      likewise
 
-    g against one's own g          a Distance relative to (g, exp_avg), judged by the calibrated bound of updates
+    g against one's own gradient   a Distance, judged by the calibrated bound of updates; of all g that round to the claimed
+                                   exp_avg' the nearest counts, or the rounding of bf16 moments would drown everything
     the state against one's own    `drift`, which a budget adds up: a patient liar who stays inside every bound still creeps
 
 Comparing weights alone would not do: AdamW divides by sqrt(exp_avg_sq), so a second moment that is too small by an amount
@@ -39,13 +40,23 @@ ULPS: Mapping[torch.dtype, float] = {torch.float32: 4.0, torch.bfloat16: 2.0}
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A new state with the accumulated, clipped gradient that it was made of: what one computes oneself, and nobody sends."""
+
+    state: StageState
+    gradient: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Implied:
     """What a claimed first moment leaves of one parameter: the gradient (fp64), and what the formula makes of it.
 
-    `second` is given in fp64 with the `slack` that the rounding of the first moment leaves; `weight` in the parameter's dtype.
+    Gradients up to `rounding` away round to the same moment. `second` is given in fp64 with the `slack` that this leaves;
+    `weight` in the parameter's dtype.
     """
 
     gradient: Tensor
+    rounding: Tensor
     second: Tensor
     slack: Tensor
     weight: Tensor
@@ -73,27 +84,23 @@ class UpdateDistance:
         return self.ulps <= ULPS[self.dtype]
 
 
-def compare_updates(before: StageState, claimed: StageState, own: StageState, formula: Formula) -> UpdateDistance:
-    """Hold a primary's candidate against one's own, both made from the sealed state `before`. No bad claim makes it raise."""
-    trained = [name.removesuffix(".exp_avg") for name in own.moments if name.endswith(".exp_avg")]
-    dtype = own.weights[trained[0]].dtype if trained else torch.float32
-    if not _alike(claimed, own) or not _untouched(before, claimed, set(own.weights) - set(trained)):
+def compare_updates(before: StageState, claimed: StageState, own: Candidate, formula: Formula) -> UpdateDistance:
+    """Hold a primary's new state against one's own, both made from the sealed state `before`. No bad claim makes it raise."""
+    mine = own.state
+    trained = [name.removesuffix(".exp_avg") for name in mine.moments if name.endswith(".exp_avg")]
+    dtype = mine.weights[trained[0]].dtype if trained else torch.float32
+    if not _alike(claimed, mine) or not _untouched(before, claimed, set(mine.weights) - set(trained)):
         return UpdateDistance(UNLIKE, math.inf, math.inf, dtype)
-    differing = [name for name in trained if not all(same_bytes(*pair) for pair in _parts(name, claimed, own))]
+    differing = [name for name in trained if not all(same_bytes(*pair) for pair in _parts(name, claimed, mine))]
     if not differing:
         return UpdateDistance(EQUAL, 0.0, 0.0, dtype)
     implied = {name: formula(name, before, claimed) for name in differing}
-    ours = {name: formula(name, before, own).gradient for name in trained}
-    theirs = {name: implied[name].gradient if name in implied else ours[name] for name in trained}
+    errors = {name: _beyond_rounding(implied[name], own.gradient[name]) for name in differing}
     departures = [_departure(name, before, claimed, implied[name]) for name in differing]
-    drifts = [relative(claimed.weights, own.weights, trained)]
-    drifts += [
-        relative(claimed.moments, own.moments, [f"{name}{end}" for name in trained]) for end in (".exp_avg", ".exp_avg_sq")
-    ]
-    sizes = {
-        name: torch.hypot(ours[name], before.moments[f"{name}.exp_avg"].to(ours[name].device).double()) for name in trained
-    }
-    return UpdateDistance(distance_of_gradients(theirs, ours, sizes), _greatest(departures), _greatest(drifts), dtype)
+    drifts = [relative(claimed.weights, mine.weights, trained)]
+    for end in (".exp_avg", ".exp_avg_sq"):
+        drifts.append(relative(claimed.moments, mine.moments, [f"{name}{end}" for name in trained]))
+    return UpdateDistance(distance_of_gradients(errors, own.gradient), _greatest(departures), _greatest(drifts), dtype)
 
 
 def judge_update(found: UpdateDistance, bound: Bound) -> Agreement:
@@ -152,6 +159,11 @@ def _untouched(before: StageState, claimed: StageState, frozen: set[str]) -> boo
 def _parts(name: str, one: StageState, other: StageState) -> list[tuple[Tensor, Tensor]]:
     moments = [(one.moments[f"{name}{end}"], other.moments[f"{name}{end}"]) for end in (".exp_avg", ".exp_avg_sq")]
     return [(one.weights[name], other.weights[name]), *moments]
+
+
+def _beyond_rounding(implied: Implied, own: Tensor) -> Tensor:
+    """How far the nearest gradient that explains the claimed moment is from one's own, elementwise."""
+    return ((implied.gradient - own.to(implied.gradient.device).double()).abs() - implied.rounding).clamp(min=0)
 
 
 def _departure(name: str, before: StageState, claimed: StageState, implied: Implied) -> float:

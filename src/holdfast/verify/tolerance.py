@@ -125,22 +125,18 @@ def distance_of_norms(claimed: Sequence[float], own: Sequence[float], dtype: tor
     return _of_rows(errors, ours)
 
 
-def distance_of_gradients(claimed: Mapping[str, Tensor], own: Mapping[str, Tensor], sizes: Mapping[str, Tensor]) -> Distance:
-    """Of weight gradients by name, relative to `sizes` of the same names and shapes.
+def distance_of_gradients(errors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Distance:
+    """Of weight gradients by name, from their elementwise `errors`; a name without errors is equal.
 
     A row is what belongs to the first index of a matrix, or a whole vector. Rows have unlike lengths, so their root mean
     squares are compared, and the floor is that of all parameters together: the gradient of a key's bias, which is nothing but
     rounding errors, accuses nobody.
     """
-    differing = [name for name in own if not same_bytes(claimed[name], own[name])]
-    if not differing:
-        return EQUAL
-    errors = {name: claimed[name].to(own[name].device).double() - own[name].double() for name in differing}
-    count = sum(size.numel() for size in sizes.values())
-    total = math.sqrt(sum(_square(size) for size in sizes.values()))
+    count = sum(tensor.numel() for tensor in own.values())
+    total = math.sqrt(sum(_square(tensor) for tensor in own.values()))
     error = math.sqrt(sum(_square(tensor) for tensor in errors.values()))
-    worst = [_worst_row(errors[name], sizes[name], FLOOR * total / math.sqrt(count)) for name in differing]
-    return Distance(_ratio(error, total), math.nan if any(map(math.isnan, worst)) else max(worst))
+    worst = [_worst_row(errors[name], own[name], FLOOR * total / math.sqrt(max(1, count))) for name in errors]
+    return Distance(_ratio(error, total), math.nan if any(map(math.isnan, worst)) else max(worst, default=0.0))
 
 
 def units(numbers: Tensor, dtype: torch.dtype) -> Tensor:
