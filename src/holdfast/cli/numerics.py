@@ -74,7 +74,7 @@ def show_numerics(model: str, dtype: str | None, stages: int, out: Path | None, 
         print(f"{len(table)} bounds written to {out}")
 
 
-HEADINGS = f"{'dtype':<9} {'direction':<9} {'pair':<38} {'equal':>9}  {'median':<17} {'largest':<17} {'alarm':<17} guilty"
+HEADINGS = f"{'dtype':<9} {'direction':<9} {'pair':<38} {'at 0':>9}  {'median':<17} {'largest':<17} {'alarm':<17} guilty"
 
 
 def _job(model: str, dtype: str, stages: int) -> Job:
@@ -141,4 +141,4 @@ def _line(row: Row) -> str:
 def _told(pair: tuple[float, float] | None) -> str:
     if pair is None:
         return "none"
-    return "equal bytes" if pair == (0, 0) else f"{pair[0]:.1e} / {pair[1]:.1e}"
+    return "0" if pair == (0, 0) else f"{pair[0]:.1e} / {pair[1]:.1e}"
