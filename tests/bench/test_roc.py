@@ -63,7 +63,8 @@ def test_a_check_that_lets_all_pass_is_found_out(few_sizes: None, plan: Plan, mo
     monkeypatch.setattr(experiment, "verdict", lambda *_: Agreement.WITHIN)
     found = run_roc(plan)
     assert found.false_alarms == 0
-    assert found.missed > 0
+    assert sum(row.must_missed for row in found.tampered) > 0
+    assert sum(row.must_convict_missed for row in found.tampered) > 0
     assert not found.passed
 
 
@@ -81,6 +82,7 @@ def test_a_check_that_only_alarms_is_found_out(few_sizes: None, plan: Plan, monk
     )
     found = run_roc(plan)
     assert found.false_alarms == 0
+    assert sum(row.must_missed for row in found.tampered) == 0
     assert found.missed > 0, "who is 3 times beyond the limit of guilt must be called guilty"
 
 

@@ -112,6 +112,12 @@ def test_one_row_of_the_gradient_is_seen_in_the_rows() -> None:
     assert 0.2 < found.gradient.worst_row < 0.6
 
 
+def consistent(before: StageState, claimed: StageState) -> StageState:
+    """The weights that follow from the moments that are claimed: only the moments are forged."""
+    formula = implied_by(CONFIG, RATE)
+    return replace(claimed, weights={**claimed.weights, **{name: formula(name, before, claimed).weight for name in ("w", "b")}})
+
+
 FORGERIES: Mapping[str, Callable[[StageState, StageState], StageState]] = {
     "weights moved": lambda own, before: with_weight(own, "w", lambda w: w + 1e-3),
     "one weight moved": lambda own, before: with_weight(own, "w", lambda w: w.index_fill(0, torch.tensor([0]), 0.5)),
@@ -120,6 +126,12 @@ FORGERIES: Mapping[str, Callable[[StageState, StageState], StageState]] = {
     "twice the step": lambda own, before: with_weight(own, "w", lambda w: 2 * w - before.weights["w"]),
     "second moment gone": lambda own, before: with_moment(own, "w.exp_avg_sq", torch.zeros_like),
     "second moment kept": lambda own, before: with_moment(own, "b.exp_avg_sq", lambda v: 4 * before.moments["b.exp_avg_sq"]),
+    "second moment of nothing, and weights that follow": lambda own, before: consistent(
+        before, with_moment(own, "w.exp_avg_sq", lambda v: torch.full_like(v, 1e-12))
+    ),
+    "one second moment, and weights that follow": lambda own, before: consistent(
+        before, with_moment(own, "w.exp_avg_sq", lambda v: torch.cat([v[:1] * 0.9, v[1:]]))
+    ),
     "second moment negative": lambda own, before: with_moment(own, "w.exp_avg_sq", torch.neg),
     "first moment alone": lambda own, before: with_moment(own, "w.exp_avg", lambda m: 2 * m),
     "NaN": lambda own, before: with_weight(own, "b", lambda w: w * math.nan),
@@ -155,7 +167,7 @@ def test_a_second_moment_that_is_a_little_too_small_is_no_rounding() -> None:
     own = updated(before, truth)
     second = own.moments["w.exp_avg_sq"].clone()
     second[0] *= 0.9
-    claimed = with_moment(own, "w.exp_avg_sq", lambda _: second)
+    claimed = consistent(before, with_moment(own, "w.exp_avg_sq", lambda _: second))
     found = compared(before, claimed, truth)
     assert found.gradient == EQUAL
     assert not found.follows
