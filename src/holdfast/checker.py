@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from holdfast.claim import Claim
 from holdfast.errors import ProtocolError
 from holdfast.execution import StageExecution
+from holdfast.likeness import Likeness
 from holdfast.message import BeginStep, Envelope, Examine, StateTransfer, Work
 from holdfast.referee import Referee
 from holdfast.stage import CHECKER, COORDINATOR
@@ -24,7 +25,12 @@ class Checker:
     """An `Actor`; the arguments are those of a `Referee`."""
 
     def __init__(
-        self, run: str, execution: Callable[[int], StageExecution], micro_batches: int, costs: Sequence[float]
+        self,
+        run: str,
+        execution: Callable[[int], StageExecution],
+        micro_batches: int,
+        costs: Sequence[float],
+        likeness: Likeness | None = None,
     ) -> None:
         self.name = CHECKER
         self.devices = 1
@@ -32,6 +38,7 @@ class Checker:
         self._execution = execution
         self._micro_batches = micro_batches
         self._costs = costs
+        self._likeness = likeness
         self._open: dict[Moment, Referee] = {}
         self._spare: defaultdict[int, list[StageExecution]] = defaultdict(list)
 
@@ -62,7 +69,7 @@ class Checker:
         assert case.route is not None
         moment = (case.key.step, case.key.attempt)
         if moment not in self._open:
-            referee = Referee(self._run, self._lend, self._micro_batches, self._costs, CHECKER)
+            referee = Referee(self._run, self._lend, self._micro_batches, self._costs, CHECKER, self._likeness)
             referee.receive(Envelope(COORDINATOR, self.name, BeginStep(*moment, case.version, case.route, ())))
             self._open[moment] = referee
         return self._open[moment]

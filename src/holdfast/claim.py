@@ -37,8 +37,11 @@ class Direction(enum.StrEnum):
 
 
 class Role(enum.StrEnum):
+    """In which a header is signed. A comparer holds no seat: across numerics classes it says how far two accounts are apart."""
+
     PRIMARY = "primary"
     SHADOW = "shadow"
+    COMPARER = "comparer"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,7 +65,9 @@ class Header:
     """The part of a claim that is signed and posted to the claim board.
 
     `inputs` and `output` are sha256 digests (32 bytes each; see `tensor_digest`); `norms` is empty but for GRADIENT, where it
-    holds the norm of each trainable parameter of the stage in model order, as exact floats of the gradient's dtype.
+    holds the norm of each trainable parameter of the stage in model order, as exact floats of the gradient's dtype. A comparer
+    signs how far its input (the shadow's tensor) and its output (the primary's) are apart: overall and in the worst row, which
+    stand as `norms`.
     """
 
     run: str

@@ -30,15 +30,17 @@ from holdfast.inbox import Boundary
 from holdfast.inspector import Rewind
 from holdfast.job import Job
 from holdfast.launch import Deadlock, Hooks, InProcess, Timing
+from holdfast.likeness import Likeness
 from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
+from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
 from holdfast.partition import StageModule
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
-from holdfast.stage import ARCHIVE, COORDINATOR, Terms, unsigned
+from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, Terms, unsigned
 from holdfast.step import Inspection, Policy
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
@@ -105,29 +107,36 @@ def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
     return tuple(next(name for name in names[i:] if name not in lost) for i in range(stages))
 
 
-class Cluster:
-    """See the module. `observe` gets every event with its virtual time; `lost` are workers that are gone already.
+@dataclass(frozen=True)
+class Deployment:
+    """One of the clusters that a run goes through: `name` is what headers call it, another after each rollback.
 
-    `run` is what headers call it: another name after each rollback. `notary` keeps the evidence (None: none is written). `draw`
-    counts the deployments of the run: each draws its spot checks anew.
+    `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
+    because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     """
+
+    name: str
+    lost: frozenset[str] = frozenset()
+    notary: Notary | None = None
+    draw: int = 0
+    likeness: Likeness | None = None
+
+
+class Cluster:
+    """See the module. `observe` gets every event with its virtual time; `company` plays the untrusted workers."""
 
     def __init__(
         self,
-        run: str,
+        deployment: Deployment,
         job: Job,
         observe: Callable[[Event, float], None],
         company: Company | None = None,
-        lost: frozenset[str] = frozenset(),
-        notary: Notary | None = None,
-        draw: int = 0,
     ) -> None:
         self._job = job
         self._identities = members(job.config) if self._checked else {}
-        self._notary = notary or Notary(register(run, job.config) if self._checked else None)
-        self._run = run
-        self._lost = lost
-        self._draw = draw
+        self._notary = deployment.notary or Notary(register(deployment.name, job.config) if self._checked else None)
+        self._deployment = deployment
+        self._run = deployment.name
         self._company = company
         self._batch = lru_cache(maxsize=2)(job.batches.batch)
         self._observe = observe
@@ -143,8 +152,10 @@ class Cluster:
         membership = Membership(route, version, digests, shadowed=self._shadowed)
         self._notary.deployed(self._run, version, route)
         self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
-        referee = Referee(self._run, self._execution, config.pipeline.micro_batches, self._job.plan.costs)
-        checker = Checker(self._run, self._execution, config.pipeline.micro_batches, self._job.plan.costs)
+        costs, likeness = self._job.plan.costs, self._deployment.likeness
+        trusted = partial(self._execution, INITIATOR)
+        referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
+        checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         workers = [self._worker(name) for name in dict.fromkeys(route.primaries)]
         self.launcher = self._launcher([*workers, self.coordinator, referee, checker, self.archive])
         target = membership.target()
@@ -163,7 +174,7 @@ class Cluster:
         return self._job.config.shadowed
 
     def _route(self) -> Route:
-        primaries = seats(self._job.config.pipeline.stages, self._lost)
+        primaries = seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 
@@ -171,16 +182,17 @@ class Cluster:
         mine = name == INITIATOR
         hardware = Hardware(self._job.plan.costs, devices=2 if mine else 1)
         batch = self._batch if mine else None
-        worker = Worker(name, self._execution, self._terms(name), self._boundary(), hardware, batch)
+        worker = Worker(name, partial(self._execution, name), self._terms(name), self._boundary(), hardware, batch)
         return worker if mine or self._company is None else self._company.play(worker)
 
-    def _execution(self, stage: int) -> StageExecution:
+    def _execution(self, worker: str, stage: int) -> StageExecution:
         config = self._job.config
         module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
         module.train(config.model.dropout > 0)
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
         shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed)
-        return StageExecution(module, AdamW(config.optimizer), shape)
+        arithmetic = resolve_arithmetic(arithmetics(config).get(worker, "native"))
+        return StageExecution(module, AdamW(config.optimizer), shape, arithmetic)
 
     def _terms(self, name: str) -> Terms:
         pipeline = self._job.config.pipeline
@@ -193,6 +205,7 @@ class Cluster:
             sign=partial(sign_header, identity=self._identities[name]) if self._checked else unsigned,
             window=self._job.config.window,
             watched=self._job.config.defence_name == "statistics",
+            likeness=self._deployment.likeness,
         )
 
     def _boundary(self) -> Boundary:
@@ -215,6 +228,8 @@ class Cluster:
             self._transfer_s,
             self._shadowed,
             self._inspection(),
+            self._deployment.likeness,
+            self._job.dtype,
         )
 
     def _inspection(self) -> Inspection:
@@ -222,7 +237,9 @@ class Cluster:
         config = self._job.config
         given = config.defence.check_seed
         secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
-        draws = Sampling(seeds.derive(secret, "deployment", self._draw), config.defence.check_claims, config.check_steps)
+        draws = Sampling(
+            seeds.derive(secret, "deployment", self._deployment.draw), config.defence.check_claims, config.check_steps
+        )
         budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
         return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
@@ -318,6 +335,14 @@ def open_notary(run: str, config: RunConfig) -> Notary:
     signer = None if key is None else load_or_make(Path(key))
     log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config)[COORDINATOR])
     return Notary(register(run, config, signer), log)
+
+
+def arithmetics(config: RunConfig) -> dict[str, str]:
+    """How each member of the described cluster computes, by name; referee and checker sit on the initiator's machine."""
+    stages = config.pipeline.stages
+    given = config.cluster.numerics or ("native",) * stages
+    named = {name: resolve_arithmetic(way).name for name, way in zip(names_of_workers(stages), given, strict=True)}
+    return {**named, REFEREE: named[INITIATOR], CHECKER: named[INITIATOR]}
 
 
 def actions(config: RunConfig, stage: int) -> list[Action]:

@@ -105,6 +105,8 @@ class DefenceConfig(Section):
         0.2, ge=0, description="extra checks a step that the flags of one receiver may cause, on average"
     )
     redraw_every: int = Field(0, ge=0, description="steps after which other workers sit on the stages (0: never)")
+    calibration: str | None = Field(None, description="file of bounds between numerics classes; None: measured at the start")
+    drift_factor: float = Field(2.0, ge=1, description="times the honest sum of drifts that a shadow may take over")
 
 
 class AttackConfig(Section):
@@ -130,6 +132,7 @@ class ClusterConfig(Section):
     seed: int = Field(0, ge=0)
     seconds_per_forward: float = Field(0.05, gt=0, description="one micro-batch through a stage of average cost")
     speeds: tuple[float, ...] | None = Field(None, description="relative speed of each worker's device, one a stage")
+    numerics: tuple[str, ...] | None = Field(None, description="how each stage's worker computes, by name (holdfast.numerics)")
     detection_s: float = Field(0.1, ge=0, description="time until a dead process is noticed")
     wire_check: bool = False
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
@@ -214,6 +217,14 @@ class RunConfig(Section):
                 raise ValueError(f"attack {attack.spec!r} with 2 stages: there is no untrusted stage; use --stages 3 or more")
         if self.cluster.speeds is not None and len(self.cluster.speeds) != stages:
             raise ValueError(f"cluster.speeds has {len(self.cluster.speeds)} entries; it needs one for each of {stages} stages")
+        numerics = self.cluster.numerics
+        if numerics is not None and len(numerics) != stages:
+            raise ValueError(f"cluster.numerics has {len(numerics)} entries; it needs one for each of {stages} stages")
+        if numerics is not None and numerics[0] != numerics[-1]:
+            raise ValueError(
+                f"cluster.numerics gives the first stage {numerics[0]!r} and the last {numerics[-1]!r}; "
+                "both are on the initiator's machine, so give them the same"
+            )
         return self
 
 

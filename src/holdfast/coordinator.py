@@ -195,7 +195,9 @@ class Coordinator:
 
     def _start(self, step: int, attempt: int, route: Route) -> list[Envelope]:
         sealed = {i: self.membership.digests[i] for i in route.stages}
-        self._now = StepState(step, attempt, self.membership.version, route, self._policy.micro_batches, sealed)
+        self._now = StepState(
+            step, attempt, self.membership.version, route, self._policy.micro_batches, sealed, self._policy.likeness
+        )
         self._arm()
         digests = tuple(sealed.values())
         return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
@@ -267,9 +269,12 @@ class Coordinator:
         if route is None:  # this step bypassed the only heir
             now.redo = (Redo(self.membership.route, investigate=False), f"{lost} was lost in a bypassed step")
             return []
-        for i in route.stages:
-            if now.route.primaries[i] == lost:
-                now.board.promote(i, route.primaries[i])
+        heirs = [(i, route.primaries[i]) for i in route.stages if now.route.primaries[i] == lost]
+        if self._policy.likeness is not None and any(self._policy.likeness.unlike(lost, heir) for _, heir in heirs):
+            now.redo = (Redo(self.membership.route, investigate=False), f"the heir of {lost} computes with other bytes")
+            return []
+        for i, heir in heirs:
+            now.board.promote(i, heir)
         now.route = route
         now.board.retire(lost)
         envelopes = self._tell_all(NewRoute(route))
@@ -342,7 +347,13 @@ class Coordinator:
             owed += [source for stage, _ in self.membership.missing() for source in self.membership.sources(stage)[:1]]
         else:
             owed = [source for awaited in now.awaited.values() for source in awaited.sources]
-            owed += owing(now.route, now.board, self._policy.micro_batches, updating=now.update is not None)
+            owed += owing(
+                now.route,
+                now.board,
+                self._policy.micro_batches,
+                updating=now.update is not None,
+                likeness=self._policy.likeness,
+            )
         return [worker for worker in dict.fromkeys(owed) if worker not in (*self.membership.route.trusted, REFEREE)]
 
     def _arm(self) -> None:

@@ -19,14 +19,15 @@ from holdfast.event import Alert, ClaimReplaced, Event, Ruling
 from holdfast.evidence.envelope import conflict
 from holdfast.evidence.notary import BOARD, DEADLINE, Notary
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, StateRefused, Supply
+from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Measured, Message, StateRefused, Supply
 from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo
 from holdfast.stage import COORDINATOR, REFEREE, TRUSTED_PARTIES
 from holdfast.step import Awaited, Policy, StepState
 from holdfast.verify.board import Posting
 from holdfast.verify.chain import children, ingredients
 from holdfast.verify.recompute import compare
-from holdfast.verify.referee import judge
+from holdfast.verify.referee import judge, misstates
+from holdfast.verify.tolerance import EQUAL, UNLIKE, Distance, distance_of_norms
 from holdfast.verify.verdict import Accepted as Agreed
 from holdfast.verify.verdict import Rejected, Unverifiable
 
@@ -50,6 +51,8 @@ class Court:
         """Take a header from the holder that it names; anything else is ignored."""
         key = header.key
         role = now.route.role(key.stage, sender)
+        if header.role is Role.COMPARER:
+            role = Role.COMPARER if sender == now.route.comparer(key.direction, key.stage) else None
         known = header.worker == sender and header.run == self._run and header.version == now.version
         if role is None or not known:
             return []
@@ -61,7 +64,8 @@ class Court:
             self._confront(now, *now.shown.pop((key, sender), (None, "")))
         if posting is Posting.EQUIVOCATION and (key, sender) not in now.equivocators:
             self._alert(key, "equivocation", (sender,))
-            self._equivocated(now, now.board.signed(key, sender) or header, header, BOARD)
+            said = now.board.header(key, role) if role is Role.COMPARER else now.board.signed(key, sender)
+            self._equivocated(now, said or header, header, BOARD)
         elif sender in self._membership.quarantined:
             now.unheard.add(key)
         envelopes = self.decide(now, key)
@@ -84,14 +88,50 @@ class Court:
             return []
         if any(parent not in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches)):
             return []  # its holders believed themselves before the board had ruled; it is decided when that has
+        if shadow is not None and now.is_unlike(key.stage):
+            return self._weigh(now, primary, shadow)
         match compare(primary, shadow, now.inputs(key)):
             case Agreed():
                 return self._accept(now, primary)
             case Unverifiable():
                 return self.investigate(now, key) if self._policy.shadowed else self._accept(now, primary)
             case Rejected(reason, suspects):
-                untrusted = tuple(worker for worker in suspects if worker not in now.route.trusted)
-                return self._dispute(now, Dispute(key, reason, untrusted, now.route))
+                return self._dispute(now, self._suspicion(now, key, reason, suspects))
+
+    def _weigh(self, now: StepState, primary: Header, shadow: Header) -> list[Envelope]:
+        """Two accounts whose bytes may differ: how far apart they are decides, and it is the primary's that stands."""
+        key = primary.key
+        match compare(primary, replace(shadow, output=primary.output, norms=primary.norms), now.inputs(key)):
+            case Rejected("parent", suspects):
+                return self._dispute(now, self._suspicion(now, key, "parent", suspects))
+        apart = self._apart(now, primary, shadow)
+        if apart is None:
+            waits = key.micro_batch != WHOLE_STEP and now.route.comparer(key.direction, key.stage) is not None
+            return [] if waits else self.investigate(now, key)
+        assert self._policy.likeness is not None
+        if apart.fits(self._policy.likeness.bound(key.stage, key.direction, primary.worker, shadow.worker).alarm):
+            return self._accept(now, primary)
+        comparer = now.board.header(key, Role.COMPARER)
+        involved = dict.fromkeys([primary.worker, shadow.worker, *([] if comparer is None else [comparer.worker])])
+        return self._dispute(now, self._suspicion(now, key, "distance", tuple(involved)))
+
+    def _apart(self, now: StepState, primary: Header, shadow: Header) -> Distance | None:
+        """The distance of two accounts, as far as the board can tell; None where it must still be measured."""
+        key = primary.key
+        if primary.output == shadow.output and key.direction is not Direction.GRADIENT:
+            return EQUAL
+        if key.direction is Direction.GRADIENT:
+            return distance_of_norms(primary.norms, shadow.norms, self._policy.dtype)
+        if key.direction is Direction.UPDATE:
+            return UNLIKE  # the shadow has weighed the primary's new state, and did not take it over
+        measured = now.board.header(key, Role.COMPARER)
+        if measured is None:
+            return None
+        about = (measured.output, measured.inputs) == (primary.output, (shadow.output,)) and len(measured.norms) == 2
+        return Distance(*measured.norms) if about else UNLIKE
+
+    def _suspicion(self, now: StepState, key: ClaimKey, reason: str, suspects: tuple[str, ...]) -> Dispute:
+        return Dispute(key, reason, tuple(worker for worker in suspects if worker not in now.route.trusted), now.route)
 
     def _accept(self, now: StepState, header: Header) -> list[Envelope]:
         """`header` stands: tell whoever needs the tensor, and rule on what has waited for it."""
@@ -156,7 +196,27 @@ class Court:
             now.update.clip_scale if now.update else 1.0,
             now.update.learning_rate if now.update else 0.0,
             now.route if closed else None,
+            self._to_measure(now, key),
         )
+
+    def _to_measure(self, now: StepState, key: ClaimKey) -> tuple[Measured, ...]:
+        """The accounts that the referee must hold against its own by distance: all, as soon as one is of another class."""
+        likeness, headers = self._policy.likeness, now.board.headers(key)
+        if likeness is None or not any(
+            likeness.unlike(header.worker, other) for header in headers for other in self._peers(headers)
+        ):
+            return ()
+        found = []
+        for header in headers:
+            most = EQUAL
+            if likeness.unlike(header.worker, REFEREE):
+                most = likeness.bound(key.stage, key.direction, header.worker, REFEREE).guilty
+            found.append(Measured(header.worker, header.output, header.norms, most.overall, most.worst_row))
+        return tuple(found)
+
+    @staticmethod
+    def _peers(headers: tuple[Header, ...]) -> tuple[str, ...]:
+        return (REFEREE, *(header.worker for header in headers))
 
     def judge(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """The referee has computed `key`: name who differs, and go on with who does not."""
@@ -172,10 +232,19 @@ class Court:
         if judgement.culprits or dispute is not None:
             self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
             self.convict(key, judgement.culprits, reason)
+        if not judgement.culprits:
+            self._misled(now, finding)
         if isinstance(answer, Redo):
             now.redo = (answer, f"{reason} of the {key}")
             return []
         return self._accept(now, judgement.innocent or self._own_header(now, finding))
+
+    def _misled(self, now: StepState, finding: Finding) -> None:
+        """Who said that two honest accounts are far apart, though they are not, has lied."""
+        said = now.board.header(finding.key, Role.COMPARER)
+        if said is not None and misstates(said, finding):
+            self._notary.misstated(said, finding)
+            self.convict(finding.key, (said.worker,), "distance")
 
     def _own_header(self, now: StepState, finding: Finding) -> Header:
         """No holder gave the honest account: the referee's own stands, and it will supply the tensor or the state."""
@@ -255,14 +324,25 @@ class Court:
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
                     self._alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
-        for key in now.at_the_referee:
+        for key in [*now.at_the_referee, *self._not_weighed(now)]:
             envelopes += self.investigate(now, key)
         return envelopes
+
+    def _not_weighed(self, now: StepState) -> list[ClaimKey]:
+        """Claims whose primary has spoken and whose shadow or comparer may never have got what it needs to weigh them."""
+        waiting = [key for key in list(now.board.keys()) if key not in now.board.accepted.keys() | now.examined]
+        return [
+            key
+            for key in waiting
+            if now.board.header(key, Role.PRIMARY) is not None
+            and now.is_unlike(key.stage)
+            and all(parent in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches))
+        ]
 
     def overdue(self, now: StepState, worker: str) -> None:
         """`worker` has missed the last deadline: put on record which claims it owed."""
         for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
-            if worker in absent(now.route, now.board, key):
+            if worker in absent(now.route, now.board, key, self._policy.likeness):
                 self._alert(key, "withheld", (worker,), DEADLINE)
 
     def _without_answer(self, now: StepState, key: ClaimKey) -> list[str]:

@@ -38,6 +38,7 @@ class _Delivery:
     sender: str
     claim: Claim
     digest: bytes
+    answerable: bool = True
 
 
 class Inbox:
@@ -67,8 +68,11 @@ class Inbox:
         found = [self._settle(delivery) for delivery in self._deliveries.pop(key, [])]
         return [complaint for complaint in found if complaint is not None]
 
-    def deliver(self, sender: str, claim: Claim) -> list[Complaint]:
-        """Take a tensor from anyone; it is trusted no further than its digest."""
+    def deliver(self, sender: str, claim: Claim, *, answerable: bool = True) -> list[Complaint]:
+        """Take a tensor from anyone; it is trusted no further than its digest.
+
+        Who is not `answerable` sent it for comparison, and need not have what the board accepts.
+        """
         key = claim.header.key
         if (key.step, key.attempt) < self._now or key in self._usable:
             return []
@@ -77,7 +81,7 @@ class Inbox:
         if not self._checked:
             self._usable[key] = claim
             return []
-        delivery = _Delivery(sender, claim, tensor_digest(claim.tensor))
+        delivery = _Delivery(sender, claim, tensor_digest(claim.tensor), answerable)
         if key not in self._rulings:
             if delivery.digest == self._vouched.get(key):
                 self._usable[key] = claim
@@ -123,6 +127,10 @@ class Inbox:
         """The digest of a usable tensor: as ruled, else as computed here; empty with defences off, where nothing is hashed."""
         return self._rulings.get(key) or self._vouched.get(key, b"")
 
+    def fits(self, claim: Claim) -> bool:
+        """Whether the tensor looks like one that goes between two stages."""
+        return self._fits(claim.tensor)
+
     def _settle(self, delivery: _Delivery) -> Complaint | None:
         key = delivery.claim.header.key
         match check_delivery(delivery.sender, delivery.digest, self._rulings.get(key)):
@@ -130,7 +138,8 @@ class Inbox:
                 self._usable.setdefault(key, delivery.claim)
                 return None
             case Rejected():
-                return None if key in self._usable else _complaint(delivery.sender, delivery.claim, delivery.digest)
+                silent = key in self._usable or not delivery.answerable
+                return None if silent else _complaint(delivery.sender, delivery.claim, delivery.digest)
             case _:
                 raise AssertionError(f"settled the {key} without a ruling")
 

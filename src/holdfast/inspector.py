@@ -22,6 +22,7 @@ from holdfast.membership import Membership
 from holdfast.message import Envelope, Finding, Flag, Lacking
 from holdfast.stage import CHECKER, COORDINATOR
 from holdfast.step import Policy, StepState
+from holdfast.verify.recompute import same_norms
 from holdfast.verify.referee import judge
 from holdfast.verify.spotcheck import escape
 
@@ -150,9 +151,10 @@ class Inspector:
     def _stands(self, now: StepState, finding: Finding) -> bool:
         key = finding.key
         norms = now.accounts.get(key.stage, ()) if key.direction is Direction.GRADIENT else ()
-        return finding.output == now.board.accepted[key] and tuple(map(float.hex, finding.norms)) == tuple(
-            map(float.hex, norms)
-        )
+        accepted = now.board.accepted[key]
+        if finding.output == accepted and same_norms(finding.norms, norms):
+            return True
+        return any(each.fits and each.output == accepted and same_norms(each.norms, norms) for each in finding.measured)
 
     def lacking(self, lacking: Lacking) -> list[Envelope]:
         """The checker has asked often enough and got nothing: who signed what is missing does not open it."""

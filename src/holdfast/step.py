@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header
 from holdfast.config import BanPolicy
+from holdfast.likeness import Likeness
 from holdfast.message import Finding, Update
 from holdfast.optimizer import Clipping
 from holdfast.recover.remedy import Dispute, Redo, Remedy
@@ -48,6 +51,9 @@ class Policy:
     shadowed: bool = True
     """Whether a second account of every claim is waited for; without one the signed claim stands until it is drawn."""
     inspection: Inspection = field(default_factory=lambda: Inspection(Sampling(0)))
+    likeness: Likeness | None = None
+    dtype: torch.dtype = torch.float32
+    """Of gradients and their norms."""
 
 
 @dataclass(slots=True)
@@ -68,6 +74,7 @@ class StepState:
     route: Route
     micro_batches: int
     digests: Mapping[int, bytes] = field(default_factory=dict)
+    likeness: Likeness | None = None
     board: Board = field(default_factory=Board)
     losses: dict[int, float] = field(default_factory=dict)
     accounts: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -84,6 +91,11 @@ class StepState:
     redo: tuple[Redo, str] | None = None
     update: Update | None = None
     clipping: Clipping = field(default_factory=lambda: Clipping(0.0, 1.0))
+
+    def is_unlike(self, stage: int) -> bool:
+        """Whether the two holders of the stage compute with other bytes."""
+        holders = self.route.primaries[stage], self.route.shadows[stage]
+        return self.likeness is not None and self.likeness.unlike(*holders)
 
     @property
     def updating(self) -> set[int]:
@@ -127,5 +139,10 @@ class StepState:
         return ordered and key.stage in self.updating and key.micro_batch == WHOLE_STEP
 
     def inputs(self, key: ClaimKey) -> tuple[bytes, ...] | None:
-        """What an honest header of `key` names as its inputs; not checked where the jump is left out."""
+        """What an honest header of `key` names as its inputs; not checked where the jump is left out.
+
+        Nor are those of an update whose two holders computed gradients of other bytes: each names its own.
+        """
+        if key.direction is Direction.UPDATE and self.is_unlike(key.stage):
+            return None
         return expected_inputs(key, self.route, self.board.accepted) if self.route.jump else None

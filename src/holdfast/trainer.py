@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from holdfast.cluster import Cluster, Company, names_of_workers, open_notary
+from holdfast.cluster import Cluster, Company, Deployment, arithmetics, names_of_workers, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.errors import FaultWindowExceeded
@@ -29,6 +29,7 @@ from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed,
 from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
+from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
@@ -69,6 +70,7 @@ class Trainer:
         self._cast = cast
         self._resume = resume
         self._notary = Notary()
+        self._likeness: Likeness | None = None
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
@@ -102,6 +104,7 @@ class Trainer:
         job = prepare(self._config)
         self_test(job.source.config, min(3, self._config.pipeline.stages), job.dtype)
         check_fits(job)
+        self._likeness = _likeness(job)
         keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
@@ -177,9 +180,11 @@ class Trainer:
         if policy.ban_policy == "ban":
             for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
-        deployment = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
+        name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        cluster = Cluster(deployment, job, self._tell, self._cast, frozenset(self._lost), self._notary, draw)
+        cluster = Cluster(
+            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._cast
+        )
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
         record.lies.update(lies)
@@ -255,6 +260,14 @@ class Trainer:
             self._config.output.dir,
         )
         return summarise(run, score, self._counts, meter, self._cast)
+
+
+def _likeness(job: Job) -> Likeness | None:
+    """Who computes with other bytes than whom, where that matters: with defences off nobody compares."""
+    config, given = job.config, job.config.defence.calibration
+    if config.defence_name == "none":
+        return None
+    return likeness_of(job, arithmetics(config), None if given is None else read_calibration(Path(given)))
 
 
 def _version(states: States) -> int:

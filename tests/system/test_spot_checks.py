@@ -15,7 +15,7 @@ from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.casebook import Law
 from holdfast.result import RunResult
 from holdfast.verify.recompute import compare
-from holdfast.verify.referee import judge
+from holdfast.verify.referee import judge, misstates
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=6,width=16,heads=2",
@@ -169,7 +169,7 @@ def test_the_draw_is_a_secret_of_the_coordinator() -> None:
 def test_evidence_of_a_spot_check_holds_without_the_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(defence="spot-check", check_steps=1.0, attack="sign-flip,worker=w2,first_step=3", out=str(out))
-    found = audit((out / "evidence.jsonl").read_bytes(), Law(compare, judge))
+    found = audit((out / "evidence.jsonl").read_bytes(), Law(compare, judge, misstates))
     assert found.status is Status.INTACT, found.fault
     assert set(found.guilty) == {"w2"}
     told = json.loads((out / "run.json").read_text(encoding="utf-8"))

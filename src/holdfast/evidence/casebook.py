@@ -55,6 +55,7 @@ class Law:
 
     compare: Callable[[Header, Header | None, tuple[bytes, ...] | None], object]
     judge: Callable[[tuple[Header, ...], Finding, tuple[bytes, ...] | None], HasCulprits]
+    misstates: Callable[[Header, Finding], bool]
 
 
 @dataclass(slots=True)
@@ -213,6 +214,7 @@ class CaseBook:
         *accounts, last = record.cites or (-1,)
         follows = {
             "finding": self._by_finding,
+            "comparison": self._by_comparison,
             "equivocation": _by_pair,
             "delivery": _by_delivery,
             "quarantine": self._by_quarantine,
@@ -234,6 +236,11 @@ class CaseBook:
         culprits = self._law.judge(headers, found.finding, found.inputs).culprits
         by_worker = {header.worker: header for header in headers}
         return [(worker, kind_of_lie(by_worker[worker], found)) for worker in culprits]
+
+    def _by_comparison(self, dispute: Dispute, accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
+        (found,) = _cited(dispute, (last,), Found)
+        said = [account.header for account in _cited(dispute, accounts, Account) if account.header.role is Role.COMPARER]
+        return [(h.worker, "false measurement (framing)") for h in said if self._law.misstates(h, found.finding)]
 
     def _by_quarantine(self, dispute: Dispute, accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
         (stood,) = _cited(dispute, (last,), Stood)

@@ -145,6 +145,13 @@ class Notary:
         found = self._write(Found(number, finding, inputs))
         self._write(Ruled(number, key, reason, culprits, "finding", (*cites, found)))
 
+    def misstated(self, said: Header, finding: Finding) -> None:
+        """A comparer signed another distance than there is between the two accounts."""
+        number = self._dispute(finding.key).number
+        account = self._write(Account(number, said))
+        found = self._write(Found(number, finding, None))
+        self._write(Ruled(number, finding.key, "distance", (said.worker,), "comparison", (account, found)))
+
     def equivocated(self, first: Header, second: Header, by: str) -> None:
         """One worker signed two different accounts of one claim."""
         number = self._dispute(first.key).number

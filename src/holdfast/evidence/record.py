@@ -149,6 +149,7 @@ class Ruled:
     """Who lied (nobody: inconclusive). `basis` says how it follows from `cites`:
 
     finding        the accounts cited differ from the finding cited
+    comparison     the comparer's account cited differs from what the finding cited measured
     equivocation   the pair cited
     delivery       the delivery cited
     quarantine     the account cited is not the one that stood, and its author had lied before: no re-execution, no proof

@@ -27,6 +27,7 @@ HEADLINES = {
 }
 BASES = {
     "finding": "held against the referee's own computation",
+    "comparison": "held against the referee's own measurement of the same two tensors",
     "equivocation": "two signed accounts of one claim; no referee needed",
     "delivery": "what it sent to the coordinator itself",
     "quarantine": "it had lied before; nobody computed this again, so this is no proof",
@@ -38,6 +39,7 @@ REASONS = {
     "norms": "the two accounts name different gradient norms",
     "parent": "an account names another input than the accepted one",
     "delivery": "a tensor came that is not the accepted one",
+    "distance": "the two accounts are further apart than unlike hardware explains",
     "withheld": "a tensor did not come in time",
     "equivocation": "one worker said two different things",
     "spot-check": "the claim was drawn after it was sealed, and comes out otherwise",
