@@ -6,7 +6,8 @@ rejected one. Gradients and updates are claims too; they differ only in what was
     direction   micro_batch   input                          output
     FORWARD     m             a_{i-1}                        a_i        hidden states  [B, S, D]
     BACKWARD    m             g_{i+1} (and a_{i-1})          g_i        input gradient [B, S, D]
-    GRADIENT    -1            every input of the step        accumulated weight gradient, with one norm a parameter
+    GRADIENT    -1            every input of the step        accumulated weight gradient (no digest where nobody shadows
+                                                             the stage), with one norm a parameter
     UPDATE      -1            gradient, learning rate, clip  weights and optimizer state after the step
 
 Only digests stand here, so that evidence can be audited on a machine without torch.

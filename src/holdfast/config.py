@@ -85,6 +85,8 @@ class DefenceConfig(Section):
     """`name=None` is duplicate, or none where K = 2 leaves nothing to defend.
 
     `on_alert` is restart, relay, skip, replace, the name of a plug-in, or `file.py:Class` (see holdfast.recover.registry).
+    `check_claims` and `check_steps` are the probabilities p and q of `holdfast.verify.spotcheck`; their draws follow from the
+    run's seed, or from `check_seed`, which nobody else may know.
     """
 
     name: Defence | None = None
@@ -93,6 +95,16 @@ class DefenceConfig(Section):
     ban_policy: BanPolicy = "never"
     ban_after: int = Field(3, ge=1)
     deadline_s: float = Field(30.0, gt=0, description="virtual seconds without progress before who owes counts as dead")
+    check_claims: float = Field(0.0, ge=0, le=1, description="probability that a sealed claim is computed again")
+    check_steps: float | None = Field(
+        None, ge=0, le=1, description="that all of a stage's step is; None: 0.1, or 0 with shadows"
+    )
+    check_seed: int | None = Field(None, ge=0)
+    window: int = Field(8, ge=1, description="sealed steps that workers keep, so that they can be checked and gone back to")
+    flag_budget: float = Field(
+        0.2, ge=0, description="extra checks a step that the flags of one receiver may cause, on average"
+    )
+    redraw_every: int = Field(0, ge=0, description="steps after which other workers sit on the stages (0: never)")
 
 
 class AttackConfig(Section):
@@ -150,6 +162,38 @@ class RunConfig(Section):
     @property
     def defence_name(self) -> Defence:
         return self.defence.name or ("none" if self.pipeline.stages == 2 else "duplicate")
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether every untrusted stage has a shadow that computes all that its primary does."""
+        return self.defence_name in ("duplicate", "duplicate-only")
+
+    @property
+    def check_steps(self) -> float:
+        """The probability q in force."""
+        given = self.defence.check_steps
+        return given if given is not None else 0.0 if self.shadowed or self.defence_name == "none" else 0.1
+
+    @property
+    def spot_checked(self) -> bool:
+        return self.check_steps > 0 or self.defence.check_claims > 0
+
+    @property
+    def window(self) -> int:
+        """The sealed steps that workers really keep: none where nothing is spot-checked."""
+        return self.defence.window if self.spot_checked else 0
+
+    @model_validator(mode="after")
+    def _checks_make_sense(self) -> Self:
+        if self.defence_name == "none" and (self.spot_checked or self.defence.redraw_every):
+            raise ValueError(
+                "spot checks and redrawn seats need a defence: claims are signed only there; use --defence spot-check"
+            )
+        if self.defence_name != "none" and not self.shadowed and not self.spot_checked:
+            raise ValueError(
+                f"defence {self.defence_name!r} with check_steps 0 and check_claims 0 would check nothing; raise one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

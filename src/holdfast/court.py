@@ -19,10 +19,10 @@ from holdfast.event import Alert, ClaimReplaced, Event, Ruling
 from holdfast.evidence.envelope import conflict
 from holdfast.evidence.notary import BOARD, DEADLINE, Notary
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, Supply
+from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, StateRefused, Supply
 from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo
-from holdfast.stage import COORDINATOR, REFEREE
-from holdfast.step import Policy, StepState
+from holdfast.stage import COORDINATOR, REFEREE, TRUSTED_PARTIES
+from holdfast.step import Awaited, Policy, StepState
 from holdfast.verify.board import Posting
 from holdfast.verify.chain import children, ingredients
 from holdfast.verify.recompute import compare
@@ -42,6 +42,7 @@ class Court:
         self._membership = membership
         self._policy = policy
         self._events = events
+        self._substituted: set[tuple[int, int, str]] = set()
 
     # -- the board ---------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Court:
             case Agreed():
                 return self._accept(now, primary)
             case Unverifiable():
-                return self.investigate(now, key)
+                return self.investigate(now, key) if self._policy.shadowed else self._accept(now, primary)
             case Rejected(reason, suspects):
                 untrusted = tuple(worker for worker in suspects if worker not in now.route.trusted)
                 return self._dispute(now, Dispute(key, reason, untrusted, now.route))
@@ -110,7 +111,7 @@ class Court:
         key = header.key
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
-        for complained, consumer in now.complained & {(key, consumer) for consumer in consumers}:  # before the ruling
+        for complained, consumer in now.complained.keys() & {(key, consumer) for consumer in consumers}:  # before the ruling
             envelopes += self.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
         if header.worker != now.route.primaries[key.stage]:
             self._events.append(ClaimReplaced(key, header.worker))
@@ -137,21 +138,25 @@ class Court:
         return self._policy.remedy.answer(dispute)
 
     def investigate(self, now: StepState, key: ClaimKey) -> list[Envelope]:
-        """Give the case to the referee, with the digests of everything that it needs."""
+        """Give the case to the referee."""
         now.examined.add(key)
+        return [self._to(REFEREE, self.case(now, key))]
+
+    def case(self, now: StepState, key: ClaimKey, *, closed: bool = False) -> Examine:
+        """All that it takes to compute `key` again: digests of state and inputs, who has them; of a `closed` step the route."""
         needed = ingredients(key, now.route, self._policy.micro_batches)
         neighbours = [i for i in (now.route.before(key.stage), now.route.after(key.stage)) if i is not None]
         holders = dict.fromkeys(holder for i in (key.stage, *neighbours) for holder in now.route.holders(i))
-        case = Examine(
+        return Examine(
             key,
             now.version,
-            self._membership.digests[key.stage],
+            now.digests[key.stage],
             tuple((parent, now.board.accepted[parent]) for parent in needed),
             tuple(holders),
             now.update.clip_scale if now.update else 1.0,
             now.update.learning_rate if now.update else 0.0,
+            now.route if closed else None,
         )
-        return [self._to(REFEREE, case)]
 
     def judge(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """The referee has computed `key`: name who differs, and go on with who does not."""
@@ -166,7 +171,7 @@ class Court:
             self._alert(key, reason, judgement.culprits, REFEREE)
         if judgement.culprits or dispute is not None:
             self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
-            self._convict(key, judgement.culprits, reason)
+            self.convict(key, judgement.culprits, reason)
         if isinstance(answer, Redo):
             now.redo = (answer, f"{reason} of the {key}")
             return []
@@ -188,9 +193,17 @@ class Court:
         Between two workers that proves nothing, unless the header that came along was signed beside another one.
         """
         key = complaint.key
-        if sender not in now.route.consumers(key.direction, key.stage) or (key, sender) in now.complained:
+        if sender not in now.route.consumers(key.direction, key.stage):
             return []
-        now.complained.add((key, sender))
+        if complaint.sender in TRUSTED_PARTIES:
+            self._unfounded(now, key, sender)
+            return []
+        accused = now.complained.setdefault((key, sender), set())
+        if complaint.sender in accused:
+            return []
+        accused.add(complaint.sender)
+        if len(accused) > 1:  # nobody's delivery will do: it comes through here, or not at all
+            return self._through_here(now, key, sender) if key in now.board.accepted else []
         if key not in now.disputes:
             involved = dict.fromkeys((complaint.sender, sender))
             suspects = tuple(worker for worker in involved if worker not in now.route.trusted)
@@ -205,9 +218,32 @@ class Court:
         honest = [header.worker for header in now.board.headers(key) if header.output == output]
         if key in now.findings:
             honest.append(REFEREE)
-        source = next((worker for worker in honest if worker != avoid), honest[0] if honest else None)
+        source = next((worker for worker in honest if worker != avoid), None)
+        if source is None and avoid in honest and avoid in now.route.trusted:
+            source = avoid
         ruling = [self._to(consumer, Accepted(key, output))]
-        return ruling if source is None else [*ruling, self._to(source, Supply(key, (consumer,)))]
+        if source is None:
+            return ruling + self._through_here(now, key, consumer)
+        return [*ruling, self._to(source, Supply(key, (consumer,)))]
+
+    def _through_here(self, now: StepState, key: ClaimKey, consumer: str) -> list[Envelope]:
+        """Between two workers nothing can be proven: whoever signed `key` sends it to the coordinator, which hands it on."""
+        output = now.board.accepted[key]
+        signers = tuple(header.worker for header in now.board.headers(key) if header.output == output)
+        sources = tuple(worker for worker in signers if worker != consumer)
+        awaited = now.awaited.setdefault(key, Awaited(sources))
+        awaited.consumers[consumer] = None
+        return [self._to(source, Supply(key, (COORDINATOR,))) for source in awaited.sources]
+
+    def _unfounded(self, now: StepState, key: ClaimKey, sender: str) -> None:
+        """It complains of what a trusted party delivered, which was checked before it left: the complaint is the lie."""
+        if (key, sender) in now.unfounded or sender in now.route.trusted:
+            return
+        now.unfounded.add((key, sender))
+        self._alert(key, "complaint", (sender,), COORDINATOR)
+        self._notary.unfounded(key, sender)
+        self._membership.false_complaints[sender] += 1
+        self.convict(key, (sender,), "complaint")
 
     def withheld(self, now: StepState) -> list[Envelope]:
         """Nothing moves: whoever has claimed nothing made from an accepted tensor may never have got it; send it again."""
@@ -244,12 +280,37 @@ class Court:
         return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
 
     def relay(self, now: StepState, sender: str, claim: Claim) -> list[Envelope]:
-        """Keep a tensor that passes through here until its key is accepted."""
+        """Keep a tensor that passes through here until its key is accepted; hand on at once what was asked for."""
         key = claim.header.key
+        if key in now.awaited and sender in now.awaited[key].sources:
+            return self._answered(now, key, sender, claim)
         if sender != now.route.primaries[key.stage] or not now.route.relay:
             return []
         now.relayed.setdefault(key, (sender, claim))
         return self._forward_relayed(now, key) if key in now.board.accepted else []
+
+    def substituted(self, refused: StateRefused) -> None:
+        """A trusted party was sent another state than the sealed one, by somebody who holds the stage."""
+        key = ClaimKey(refused.version - 1, 0, Direction.UPDATE, refused.stage)
+        sender, slot = refused.sender, (refused.stage, refused.version, refused.sender)
+        if slot in self._substituted or sender in self._membership.route.trusted:
+            return
+        self._substituted.add(slot)
+        self._alert(key, "state", (sender,))
+        self._notary.misdelivered(key, sender, refused.got, refused.sealed)
+        self.convict(key, (sender,), "state")
+
+    def _answered(self, now: StepState, key: ClaimKey, sender: str, claim: Claim) -> list[Envelope]:
+        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie."""
+        got = tensor_digest(claim.tensor)
+        if got == now.board.accepted[key]:
+            return [self._to(consumer, claim) for consumer in now.awaited.pop(key).consumers]
+        if (key, sender) not in now.unfounded:
+            now.unfounded.add((key, sender))
+            self._alert(key, "delivery", (sender,))
+            self._notary.misdelivered(key, sender, got, now.board.accepted[key])
+            self.convict(key, (sender,), "delivery")
+        return []
 
     def _forward_relayed(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         if key not in now.relayed:
@@ -261,7 +322,7 @@ class Court:
             return [self._to(consumer, claim) for consumer in consumers]
         self._alert(key, "delivery", (primary,))
         self._notary.misdelivered(key, primary, got, now.board.accepted[key])
-        self._convict(key, (primary,), "delivery")
+        self.convict(key, (primary,), "delivery")
         return [envelope for consumer in consumers for envelope in self.send_again(now, key, consumer, avoid=primary)]
 
     # -- blame -------------------------------------------------------------------------------------------------------
@@ -282,7 +343,7 @@ class Court:
         if slot not in now.equivocators:
             now.equivocators.add(slot)
             self._notary.equivocated(first, second, by)
-            self._convict(first.key, (first.worker,), "equivocation")
+            self.convict(first.key, (first.worker,), "equivocation")
 
     def _alert(
         self,
@@ -296,7 +357,8 @@ class Court:
         self._notary.accuse(key, reason, suspects, by, accounts, inputs)
         self._events.append(Alert(key, reason, suspects))
 
-    def _convict(self, key: ClaimKey, culprits: tuple[str, ...], reason: str) -> None:
+    def convict(self, key: ClaimKey, culprits: tuple[str, ...], reason: str) -> None:
+        """`culprits` lied about `key`: once each, on the record that bans follow."""
         self._events.append(Ruling(key, culprits, key.stage, reason))
         for worker in culprits:
             self._membership.lies[worker] += 1
@@ -319,7 +381,7 @@ class Court:
             if header.output != now.board.accepted[key]:
                 self._alert(key, "output", (header.worker,))
                 self._notary.quarantined(now.board.signed(key, header.worker) or header, now.board.accepted[key])
-                self._convict(key, (header.worker,), "output")
+                self.convict(key, (header.worker,), "output")
             elif header.inputs != now.inputs(key):
                 self._alert(key, "parent", (header.worker,))
 

@@ -25,15 +25,20 @@ from holdfast.partition import StageModule
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a stage must know of a step besides its tensors: M, and the seed of replayable dropout (None: no dropout)."""
+    """What a stage must know of a step besides its tensors: M, and the seed of replayable dropout (None: no dropout).
+
+    `compared` says whether two holders agree on the accumulated gradient; where nobody else has it, nobody asks for its digest,
+    and what it was shows in the update.
+    """
 
     micro_batches: int
     dropout_seed: int | None = None
+    compared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """The accumulated gradient of a stage: its digest, and the norm of each parameter in model order."""
+    """The accumulated gradient of a stage: its digest (empty where none is asked for), each parameter's norm in model order."""
 
     digest: bytes
     norms: tuple[float, ...]
@@ -159,7 +164,7 @@ class StageExecution:
     def gradient(self) -> Gradient:
         """Digest and norms of the accumulated gradient; to be called when `complete`."""
         named = dict(zip(self._trainable, self._sum, strict=True))
-        return Gradient(tensors_digest(named), self.norms())
+        return Gradient(tensors_digest(named) if self._shape.compared else b"", self.norms())
 
     def norms(self) -> tuple[float, ...]:
         """The 2-norm of each parameter's gradient in model order, as exact floats of the gradient's dtype."""

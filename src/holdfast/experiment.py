@@ -55,7 +55,7 @@ class Experiment:
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
-            observers=(self._recorder,),
+            observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
         )

@@ -102,7 +102,7 @@ def memory_needs(job: Job) -> tuple[WorkerMemory, ...]:
     """What each worker must hold under the job's defence, one entry a stage."""
     config, pipeline = job.config, job.config.pipeline
     batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype)
-    return memory_per_worker(job.plan, batch, shadows=config.defence_name != "none")
+    return memory_per_worker(job.plan, batch, shadows=config.shadowed, window=config.window)
 
 
 def environment(job: Job) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """All that stages, the coordinator and the referee ever say to one another: the schema is final, the transport varies.
 
     coordinator --> worker     BeginStep  Accepted  Supply  Update  Seal  SendState  NewRoute
-    worker --> coordinator     Header  Complaint  StateAdopted  Loss
+    worker --> coordinator     Header  Complaint  StateAdopted  Loss  Flag
     worker --> worker          Claim  StateTransfer  TiedGradient  TiedWeight
-    coordinator <--> referee   Examine  Finding
+    coordinator <--> referee   Examine  Finding  Lacking           (and the checker, who examines sealed steps)
 
 Nothing else is shared. A message is a frozen dataclass of plain values, digests and tensors; the wire knows these types
 and no others.
@@ -102,6 +102,17 @@ class StateAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRefused:
+    """A trusted party was sent a state of `stage` by `sender` whose digest `got` is not the one `sealed` as `version`."""
+
+    stage: int
+    version: int
+    sender: str
+    got: bytes
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Complaint:
     """`sender` delivered a tensor for `key` whose digest `got` is not the accepted one (empty: nothing usable came).
 
@@ -148,7 +159,7 @@ class Examine:
 
     `inputs` maps every claim key whose tensor is needed to its accepted digest; `holders` are asked for state and tensors
     in this order. `state_digest` is the sealed digest of the stage at `version`. `clip_scale` and `learning_rate` count only
-    for an UPDATE.
+    for an UPDATE. `route` is that of the step where it is not the running one.
     """
 
     key: ClaimKey
@@ -158,6 +169,25 @@ class Examine:
     holders: tuple[str, ...]
     clip_scale: float = 1.0
     learning_rate: float = 0.0
+    route: Route | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What nobody has sent for the case of `key` since it was first asked for: the stage's state, the tensors of `inputs`."""
+
+    key: ClaimKey
+    state: bool
+    inputs: tuple[ClaimKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The tensor of `key` looks unlike its history to who received it; it accuses nobody and makes a check likelier."""
+
+    key: ClaimKey
+    statistic: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +209,15 @@ Message = (
     | SendState
     | StateTransfer
     | StateAdopted
+    | StateRefused
     | Complaint
     | Loss
     | TiedGradient
     | TiedWeight
     | Examine
     | Finding
+    | Lacking
+    | Flag
     | Header
     | Claim
 )

@@ -1,10 +1,11 @@
 """The referee re-executes one stage, from sealed weights and accepted inputs, and says what an honest holder would claim.
 
     Examine --> ask the holders for state and tensors --> check every digest --> compute --> Finding
+                                        `--> asked again: say what is Lacking
 
-It works for the coordinator on a trusted machine, believes no holder (what does not match a sealed or accepted digest is
-ignored) and keeps its execution for the rest of the step, so that many disputes about one stage cost no pass twice. Where
-no holder gave the honest account it supplies its own tensor or state.
+It works for the coordinator on a trusted machine and believes no holder: what does not match a sealed or accepted digest is
+ignored, and a false state reported. It keeps its execution for the rest of the step, so that many disputes about one stage cost
+no pass twice. Where no holder gave the honest account it supplies its own tensor or state.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from holdfast.message import (
     Envelope,
     Examine,
     Finding,
+    Lacking,
     NewRoute,
     Seal,
     SendState,
+    StateRefused,
     StateTransfer,
     Supply,
     Work,
@@ -49,9 +52,14 @@ class Referee:
     """An `Actor`. `execution(i)` builds the module of stage i; `micro_batches` is M; `costs` are forward passes a stage."""
 
     def __init__(
-        self, run: str, execution: Callable[[int], StageExecution], micro_batches: int, costs: Sequence[float]
+        self,
+        run: str,
+        execution: Callable[[int], StageExecution],
+        micro_batches: int,
+        costs: Sequence[float],
+        name: str = REFEREE,
     ) -> None:
-        self.name = REFEREE
+        self.name = name
         self.devices = 1
         self._run = run
         self._execution = execution
@@ -60,6 +68,7 @@ class Referee:
         self._benches: dict[int, _Bench] = {}
         self._cases: dict[ClaimKey, Examine] = {}
         self._tensors: dict[ClaimKey, Tensor] = {}
+        self._asked: set[Envelope] = set()
         self._moment = (-1, 0)
         self._route: Route | None = None
 
@@ -70,13 +79,14 @@ class Referee:
         if isinstance(message, Claim):
             return self._take_tensor(message)
         if isinstance(message, StateTransfer):
-            return self._take_state(message)
+            return self._take_state(envelope.sender, message)
         if envelope.sender != COORDINATOR:
             raise ProtocolError(f"the referee got {type(message).__name__} from {envelope.sender!r}, not the coordinator")
         match message:
-            case Examine():
-                self._cases[message.key] = message
-                return self._requests(message)
+            case Examine(key):
+                again = key in self._cases
+                self._cases[key] = message
+                return [*self._requests(message, again=again), *([self._lacking(message)] if again else [])]
             case BeginStep(step, attempt, version, route, _):
                 self._begin((step, attempt), version, route)
             case NewRoute(route):
@@ -96,14 +106,15 @@ class Referee:
         self._moment, self._route = moment, route
         self._cases.clear()
         self._tensors.clear()
+        self._asked.clear()
         for bench in self._benches.values():
             bench.version = bench.version if bench.version == version else -1
             bench.forwarded.clear()
             bench.outputs.clear()
             bench.execution.begin(moment[0])
 
-    def _requests(self, case: Examine) -> list[Envelope]:
-        """Ask every holder at once: one honest answer is enough, and a silent liar costs no time."""
+    def _requests(self, case: Examine, *, again: bool) -> list[Envelope]:
+        """Ask every holder at once, for a second case not again: one honest answer is enough, a silent liar costs no time."""
         if case.key.stage not in self._benches:
             self._benches[case.key.stage] = _Bench(self._execution(case.key.stage))
         bench = self._benches[case.key.stage]
@@ -113,7 +124,16 @@ class Referee:
             order = SendState(case.key.stage, case.version, self.name, None)
             envelopes += [Envelope(self.name, holder, order) for holder in case.holders]
         wanted = [key for key, _ in case.inputs if key not in self._tensors]
-        return envelopes + [Envelope(self.name, holder, Supply(key, (self.name,))) for key in wanted for holder in case.holders]
+        envelopes += [Envelope(self.name, holder, Supply(key, (self.name,))) for key in wanted for holder in case.holders]
+        fresh = envelopes if again else [envelope for envelope in envelopes if envelope not in self._asked]
+        self._asked.update(fresh)
+        return fresh
+
+    def _lacking(self, case: Examine) -> Envelope:
+        """Asked again: has anything been kept from it?"""
+        state = self._benches[case.key.stage].version != case.version
+        inputs = tuple(key for key, _ in case.inputs if key not in self._tensors)
+        return Envelope(self.name, COORDINATOR, Lacking(case.key, state, inputs))
 
     def _take_tensor(self, claim: Claim) -> list[Envelope]:
         key = claim.header.key
@@ -122,16 +142,20 @@ class Referee:
             self._tensors[key] = claim.tensor
         return []
 
-    def _take_state(self, message: StateTransfer) -> list[Envelope]:
+    def _take_state(self, sender: str, message: StateTransfer) -> list[Envelope]:
+        """Load what bears the sealed digest. Another state in its place is its sender's lie: it came to a trusted party."""
         state = message.state
         bench = self._benches.get(state.stage)
-        wanted = {case.state_digest for key, case in self._cases.items() if key.stage == state.stage}
-        versions = {case.version for key, case in self._cases.items() if key.stage == state.stage}
-        if bench is None or state.version not in versions or bench.version == state.version:
+        wanted = {case.version: case.state_digest for key, case in self._cases.items() if key.stage == state.stage}
+        if bench is None or state.version not in wanted or bench.version == state.version:
             return []
-        if state_digest(state) in wanted:
-            bench.execution.load(state)
-            bench.version = state.version
+        got = state_digest(state)
+        if got != wanted[state.version]:
+            return [
+                Envelope(self.name, COORDINATOR, StateRefused(state.stage, state.version, sender, got, wanted[state.version]))
+            ]
+        bench.execution.load(state)
+        bench.version = state.version
         return []
 
     def _supply(self, key: ClaimKey, to: Sequence[str]) -> list[Envelope]:
@@ -143,12 +167,21 @@ class Referee:
 
     # -- computation -------------------------------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> bool:
+        """Whether no case is open."""
+        return not self._cases
+
+    def release(self) -> list[StageExecution]:
+        """Its executions, for somebody else to use; call when it is no longer needed."""
+        return [bench.execution for bench in self._benches.values()]
+
     def next_work(self, device: int) -> Work | None:
         """The first case whose state and inputs have all arrived."""
         for key, case in self._cases.items():
             bench = self._benches[key.stage]
             if bench.version == case.version and all(parent in self._tensors for parent, _ in case.inputs):
-                return Work("referee", device, key.stage, key, None, self._cost(key, bench))
+                return Work(self.name, device, key.stage, key, None, self._cost(key, bench))
         return None
 
     def execute(self, work: Work) -> Sequence[Envelope]:

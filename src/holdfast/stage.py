@@ -10,7 +10,7 @@ tensor that the board has not accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -26,6 +26,10 @@ from holdfast.verify.chain import parents
 
 COORDINATOR = "coordinator"
 REFEREE = "referee"
+CHECKER = "checker"
+ARCHIVE = "archive"
+TRUSTED_PARTIES = (COORDINATOR, REFEREE, CHECKER)
+"""Members that are no workers: who may order, or ask for, what a worker holds."""
 
 
 def unsigned(header: Header) -> Header:
@@ -42,7 +46,8 @@ class Terms:
     """What every worker of a run has agreed to: its id, whether claims are checked, and the order of work.
 
     `actions(i)` is the order in which a worker of stage i works; `limit(i)` how many micro-batches it may hold between their
-    forward and backward pass; `sign` is this worker's own hand under its headers.
+    forward and backward pass; `sign` is this worker's own hand under its headers; `window` is how many sealed steps it keeps
+    so that they can be checked; where traffic is `watched`, it flags inputs that look odd.
     """
 
     run: str
@@ -51,6 +56,8 @@ class Terms:
     limit: Callable[[int], int]
     backward_waits: bool
     sign: Callable[[Header], Header] = unsigned
+    window: int = 0
+    watched: bool = False
 
 
 @dataclass(slots=True)
@@ -141,6 +148,11 @@ class Stage:
     def order_update(self, message: Update) -> None:
         if (message.step, message.attempt) == (self._now.step, self._now.attempt) and not self._frozen:
             self._now.update = message
+
+    @property
+    def outputs(self) -> Mapping[ClaimKey, Claim]:
+        """Everything that this seat has claimed in this attempt, with the tensors."""
+        return self._now.outputs
 
     def supply(self, key: ClaimKey, to: Iterable[str] | None = None) -> list[Envelope]:
         """Send the own output for `key` to `to` (None: to its consumers), if this seat has computed it."""

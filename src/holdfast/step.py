@@ -13,6 +13,21 @@ from holdfast.recover.remedy import Dispute, Redo, Remedy
 from holdfast.route import Route
 from holdfast.verify.board import Board
 from holdfast.verify.chain import expected_inputs
+from holdfast.verify.spotcheck import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is done about lies that both holders of a stage may tell, or its only one.
+
+    `window` is how many sealed steps can be computed again; `flag_budget` how many checks a step the flags of one receiver may
+    cause on average; after `redraw_every` steps workers and stages are matched anew (0: never).
+    """
+
+    sampling: Sampling
+    window: int = 0
+    flag_budget: float = 0.0
+    redraw_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +45,29 @@ class Policy:
     ban_after: int = 3
     transfer_s: float = 0.0
     """What a whole state may take on its way, beyond the deadline."""
+    shadowed: bool = True
+    """Whether a second account of every claim is waited for; without one the signed claim stands until it is drawn."""
+    inspection: Inspection = field(default_factory=lambda: Inspection(Sampling(0)))
+
+
+@dataclass(slots=True)
+class Awaited:
+    """A tensor that `sources` owe the coordinator itself, on its way to `consumers`."""
+
+    sources: tuple[str, ...]
+    consumers: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StepState:
-    """Scratch of one attempt; a new attempt starts with a new one, and nothing of it survives the seal."""
+    """Scratch of one attempt; a new attempt starts with a new one. `digests` are the sealed ones of all stages at `version`."""
 
     step: int
     attempt: int
     version: int
     route: Route
     micro_batches: int
+    digests: Mapping[int, bytes] = field(default_factory=dict)
     board: Board = field(default_factory=Board)
     losses: dict[int, float] = field(default_factory=dict)
     accounts: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -48,10 +75,12 @@ class StepState:
     examined: set[ClaimKey] = field(default_factory=set)
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
-    complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    complained: dict[tuple[ClaimKey, str], set[str]] = field(default_factory=dict)
     shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
     unheard: set[ClaimKey] = field(default_factory=set)
+    awaited: dict[ClaimKey, Awaited] = field(default_factory=dict)
+    unfounded: set[tuple[ClaimKey, str]] = field(default_factory=set)
     redo: tuple[Redo, str] | None = None
     update: Update | None = None
     clipping: Clipping = field(default_factory=lambda: Clipping(0.0, 1.0))

@@ -144,8 +144,7 @@ class Trainer:
                 except FaultWindowExceeded as error:
                     broken = str(error)
             if broken is not None:
-                self._measure(cluster)
-                states = self._fall_back(keeper, step, broken)
+                states = self._fall_back(keeper, cluster, step, broken)
                 step = _version(states)
                 cluster = self._deploy(job, states)
         self._keep(job, keeper, cluster, states)
@@ -158,6 +157,10 @@ class Trainer:
         """
         evaluates, keeps = (self._is_due(step, every) for every in self._intervals)
         over = step == self._config.training.steps or self._stopping
+        if evaluates or keeps or over:
+            broken = cluster.settle()
+            if broken is not None:
+                raise FaultWindowExceeded(broken)
         states = cluster.collect() if evaluates or keeps or over else {}
         if evaluates:
             self._evaluate(job, states, step)
@@ -179,7 +182,8 @@ class Trainer:
             for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         deployment = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
-        cluster = Cluster(deployment, job, self._tell, self._cast, frozenset(self._lost), self._notary)
+        draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
+        cluster = Cluster(deployment, job, self._tell, self._cast, frozenset(self._lost), self._notary, draw)
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
         record.lies.update(lies)
@@ -188,14 +192,21 @@ class Trainer:
         self._deployed(cluster)
         return cluster
 
-    def _fall_back(self, keeper: Keeper, step: int, reason: str) -> States:
-        """Both holders of a stage are gone: go on from the last certified checkpoint, without those who are lost."""
+    def _fall_back(self, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
+        """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
+        the last certified checkpoint that is early enough. Whoever is lost or convicted does not come along.
+        """
         self._counts.rollbacks += 1
         again = self._fell == (step, frozenset(self._lost))
         self._fell = (step, frozenset(self._lost))
         if again or self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {self._counts.rollbacks} times, last in step {step}: {reason}")
-        states = keeper.last_certified()
+        rewind = cluster.coordinator.inspector.rewind
+        states: States | None = None if rewind is None else cluster.recall(rewind)
+        if states is None:
+            states = keeper.last_certified(None if rewind is None else rewind.version)
+        self._measure(cluster)
+        keeper.forget_after(_version(states))
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role, StageState
 from holdfast.digest import state_digest
 from holdfast.errors import ProtocolError
 from holdfast.execution import StageExecution
@@ -19,6 +19,7 @@ from holdfast.message import (
     BeginStep,
     Complaint,
     Envelope,
+    Flag,
     NewRoute,
     Seal,
     SendState,
@@ -30,9 +31,12 @@ from holdfast.message import (
     Update,
     Work,
 )
+from holdfast.retained import Retained
 from holdfast.route import Route
 from holdfast.schedule import Action, Kind
-from holdfast.stage import COORDINATOR, REFEREE, Batch, Stage, Terms
+from holdfast.stage import COORDINATOR, TRUSTED_PARTIES, Batch, Stage, Terms
+from holdfast.verify.chain import parents
+from holdfast.verify.statistics import Monitor
 
 UPDATE_COST = 0.05
 """Gradient digest and optimizer step, in forward passes of one micro-batch: a few operations a parameter against B x S x 2."""
@@ -71,6 +75,8 @@ class Worker:
         self._batch = batch
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
+        self._retained = Retained(terms.window)
+        self._monitor = Monitor() if terms.watched else None
         self._early: list[SendState] = []
         self._delivered: dict[tuple[int, str], tuple[bytes, StateTransfer]] = {}
 
@@ -84,7 +90,7 @@ class Worker:
                 return self._to_coordinator(self._inbox.deliver(sender, message))
             case StateTransfer():
                 return self._adopt(sender, message)
-            case Supply() | SendState() if sender in (COORDINATOR, REFEREE):
+            case Supply() | SendState() if sender in TRUSTED_PARTIES:
                 return self._send(message)
             case TiedGradient() | TiedWeight() if sender == self.name:
                 for seat in self.seats.values():
@@ -104,7 +110,7 @@ class Worker:
                 self._route = route
                 return [envelope for seat in self._seated() for envelope in seat.reroute(route)]
             case Seal(version):
-                told = [envelope for seat in self._seated() for envelope in seat.seal(version)]
+                told = self._seal(version)
                 early, self._early = self._early, []
                 return told + [envelope for order in early for envelope in self._send(order)]
             case Update():
@@ -119,10 +125,18 @@ class Worker:
         if not message.route.bypassed:  # who only sits out a step keeps its seats
             self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
         self._inbox.begin(message.step, message.attempt)
-        told += [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
+        told += self._seal(message.version)
         for stage, seat in self.seats.items():
             seat.role = held.get(stage, seat.role)
             seat.begin(message.step, message.attempt, message.route, active=stage in held)
+        return told
+
+    def _seal(self, version: int) -> list[Envelope]:
+        told = []
+        for seat in self._seated():
+            if seat.version == version - 1:
+                self._retained.keep(seat.state(), seat.outputs)
+            told += seat.seal(version)
         return told
 
     def _adopt(self, sender: str, message: StateTransfer) -> list[Envelope]:
@@ -152,13 +166,15 @@ class Worker:
             seat = self.seats.get(message.stage)
             if seat is not None and seat.version == message.version - 1:
                 self._early.append(message)  # it overtook the seal
-            if seat is None or seat.version != message.version:
-                return []
-            return [Envelope(self.name, message.to, StateTransfer(seat.state(), message.role))]
+            if seat is not None and seat.version == message.version:
+                state: StageState | None = seat.state()
+            else:
+                state = self._retained.state(message.stage, message.version)
+            return [] if state is None else [Envelope(self.name, message.to, StateTransfer(state, message.role))]
         for seat in self.seats.values():
             if seat.index == message.key.stage and (sent := seat.supply(message.key, message.to)):
                 return sent
-        claim = self._inbox.claim(message.key)
+        claim = self._inbox.claim(message.key) or self._retained.claim(message.key)
         return [] if claim is None else [Envelope(self.name, to, claim) for to in message.to]
 
     def _seated(self) -> list[Stage]:
@@ -200,7 +216,20 @@ class Worker:
             case Direction.UPDATE:
                 return seat.claim_update()
             case Direction.FORWARD | Direction.BACKWARD as direction:
-                return self._keep_own(seat.perform(Action(Kind(direction.value), work.key.micro_batch), self._inbox))
+                found = self._keep_own(seat.perform(Action(Kind(direction.value), work.key.micro_batch), self._inbox))
+                return [*found, *self._watch(work)]
+
+    def _watch(self, work: Work) -> list[Envelope]:
+        """Where traffic is watched: tell the coordinator of an input that is unlike those before it. It accuses nobody."""
+        if self._monitor is None or self._route is None or work.role is not Role.PRIMARY:
+            return []
+        flags = []
+        for parent in parents(work.key, self._route):
+            tensor = self._inbox.tensor(parent)
+            if parent.direction is work.key.direction and tensor is not None:
+                odd = self._monitor.observe((parent.direction, parent.stage), tensor)
+                flags += [] if odd is None else [Envelope(self.name, COORDINATOR, Flag(parent, odd.statistic, odd.value))]
+        return flags
 
     def _keep_own(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
         """What one seat makes for another on this worker goes into the inbox at once; the rest is sent."""

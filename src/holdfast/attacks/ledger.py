@@ -35,12 +35,19 @@ class Ledger:
         self._honest: dict[Slot, Hashable] = {}
         self._said: dict[Slot, Hashable] = {}
         self._doubts: set[ClaimKey] = set()
+        self._undone: set[ClaimKey] = set()
+        self._speakers: dict[ClaimKey, set[str]] = {}
         self.taints: list[Taint] = []
 
     def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
         """`worker` said `said` where `honest` was true. Of several distortions the first one knew the truth."""
         self._honest.setdefault((worker, key, what), honest)
         self._said[worker, key, what] = said
+        self._undone.discard(key)
+
+    def undo(self, version: int) -> None:
+        """The run has gone back to `version`: what was said of later steps is in no weights any more."""
+        self._undone |= {key for _, key, _ in self._said if key.step >= version}
 
     def taint(self, worker: str, stage: int, step: int, *, weights: bool) -> None:
         self.taints.append(Taint(worker, stage, step, weights))
@@ -75,6 +82,7 @@ class Ledger:
 
         A worker believes itself: what its primary seat sends back goes straight into the shadow that it keeps.
         """
+        self._speakers.setdefault(key, set()).add(worker)
         spoilt = (t for t in self.taints if t.weights and (t.worker, t.healed) == (worker, None) and t.step <= key.step)
         if any(taint.stage != key.stage for taint in spoilt):
             self._doubts.add(key)
@@ -90,6 +98,11 @@ class Ledger:
         return frozenset(key for _, key, _ in self.lies)
 
     @property
+    def standing(self) -> frozenset[ClaimKey]:
+        """Those that no rollback has undone."""
+        return self.keys - self._undone
+
+    @property
     def by_worker(self) -> Mapping[str, frozenset[ClaimKey]]:
         found: dict[str, set[ClaimKey]] = {}
         for worker, key, _ in self.lies:
@@ -98,7 +111,25 @@ class Ledger:
 
     def explains(self, key: ClaimKey) -> bool:
         """Whether an alert about `key` is no false alarm: a lie, or the word of a holder who has spoilt what it worked with."""
-        return key in self.keys | self._doubts or any(
-            taint.stage == key.stage and taint.step <= key.step and (taint.healed is None or key.step <= taint.healed)
-            for taint in self.taints
+        return (
+            key in self.keys | self._doubts
+            or self._cannot_be_opened(key)
+            or any(
+                taint.stage == key.stage
+                and taint.step <= key.step + (taint.weights and key.direction is Direction.UPDATE)
+                and (taint.healed is None or key.step <= taint.healed)
+                for taint in self.taints
+            )
+        )
+
+    def _cannot_be_opened(self, key: ClaimKey) -> bool:
+        """Whether somebody who spoke of `key` lied about a neighbouring stage that it also sits on.
+
+        What it really computed there went straight into this claim, and nobody has the tensor that it says it was made from.
+        """
+        speakers = self._speakers.get(key, ())
+        moment = (key.step, key.attempt, key.micro_batch)
+        return any(
+            worker in speakers and (lie.step, lie.attempt, lie.micro_batch) == moment and abs(lie.stage - key.stage) == 1
+            for worker, lie, _ in self.lies
         )
