@@ -87,10 +87,9 @@ class Cell:
         ]
         return honest_cell(",".join([UNCHECKED, *elsewhere]), self.seed)
 
-    def unchecked_by_lot(self) -> Cell:
-        """The same lies under the same defence, but for spot checks: how many of them there are to be drawn."""
-        kept = [pair for pair in self.defence.split(",") if _key(pair) not in ("check_claims", "check_steps")]
-        return replace(self, defence=",".join(kept))
+    def unhindered(self) -> Cell:
+        """The same lies where nobody checks and nobody is stopped: how many of them there are to be found."""
+        return replace(self, defence=self.clean().defence)
 
     def command(self, setup: Setup) -> str:
         """The command line that runs this cell alone."""
@@ -141,6 +140,11 @@ def config_of(cell: Cell, setup: Setup) -> RunConfig:
     check_available(config)
     Troupe(config)
     return config
+
+
+def is_lottery(config: RunConfig) -> bool:
+    """Whether its spot checks are drawn with fixed probabilities (statistics of traffic raise them)."""
+    return config.spot_checked and config.defence_name != "statistics"
 
 
 def defence_tables(spec: str) -> dict[str, dict[str, Any]]:

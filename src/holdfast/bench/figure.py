@@ -1,10 +1,11 @@
 """The figure: what is caught, as a matrix of attack x defence with its numbers, beside what each defence costs.
 
-    +-----------------+   +---------------+
-    | attack x defence|   | time          |   colour and number: caught claims, of those that somebody had to rule on
-    |   100 %   ( )   |   | bytes         |   disc: final weights are those of the clean run in all runs; ring: not in all
-    |     0 %   (*)   |   | memory        |   bars: ratio to no defence, of honest runs; tick: median under attack
-    +-----------------+   +---------------+
+    +-------------------+   +---------------+
+    | attack x defence  |   | virtual time  |   colour and number: caught claims, of those that somebody had to rule on
+    |   100 %   6  ( )  |   | bytes sent    |   disc: final weights are those of the clean run in all runs; ring: not in all
+    |     0 %   6  (*)  |   | memory        |   last line: honest claims with an alert, of those that were checked
+    | false alarms  0/9 |   | wall time     |   bars: ratio to no defence, of honest runs; tick: median under attack
+    +-------------------+   +---------------+
 
 Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision; the numbers say the same without them.
 """
@@ -22,14 +23,16 @@ from holdfast.bench.table import frame
 from holdfast.errors import MissingExtra
 
 FORMATS = ("svg", "pdf", "png")
-MISSED, HALF, CAUGHT, EMPTY = "#E69F00", "#F4F1EA", "#0072B2", "#FFFFFF"
-INK, QUIET = "#222222", "#7A7A7A"
+MISSED, HALF, CAUGHT = "#E69F00", "#F4F1EA", "#0072B2"
+BAR, INK, GREY, ALARM = "#B8C9D6", "#222222", "#767676", "#D55E00"
 COSTS = {
     "virtual_ratio": "virtual time",
     "bytes_ratio": "bytes sent",
     "memory_ratio": "memory of a worker",
-    "wall_ratio": "wall time here",
+    "wall_ratio": "wall time, this machine",
 }
+ROW_INCHES, BAR_INCHES, PANEL_INCHES, FRAME_INCHES = 0.3, 0.24, 0.62, 1.5
+FALSE_ALARMS = "false alarms"
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -58,93 +61,98 @@ def draw(rows: Sequence[Row], out: Path, name: str = "detection") -> list[Path]:
     matplotlib = require_matplotlib()
     from matplotlib import pyplot
 
-    table = frame([row for row in rows if row.runs])
+    table = frame([row for row in rows if row.runs + row.stopped])
     if table.empty:
         return []
-    defences = list(dict.fromkeys(table["defence"]))
-    caught = table[table["attack"] != HONEST].copy()
-    caught["label"] = [
-        row.attack if "direction=" in row.attack else f"{row.attack}  {row.direction}" for row in caught.itertuples()
+    table["label"] = [
+        attack if "direction=" in attack else f"{attack}, {to}" for attack, to in table[["attack", "direction"]].values
     ]
-    labels = list(dict.fromkeys(caught["label"]))
-    height = 1.9 + 0.34 * max(len(labels), 2 + 0.9 * len(defences))
+    defences = list(dict.fromkeys(table["defence"]))
+    labels = list(dict.fromkeys(table.loc[table["attack"] != HONEST, "label"]))
+    lines = len(labels) + 1.4
+    height = FRAME_INCHES + max(ROW_INCHES * lines, len(COSTS) * (PANEL_INCHES + BAR_INCHES * len(defences)))
     with matplotlib.rc_context(STYLE):
-        figure = pyplot.figure(figsize=(5.2 + 1.25 * len(defences), height), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=[2.0 + 1.05 * len(defences), 2.6], wspace=0.02)
-        _matrix(left, caught, labels, defences)
+        figure = pyplot.figure(figsize=(6.0 + 1.2 * len(defences), height), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=[2.2 + 1.2 * len(defences), 3.8], wspace=0.03)
+        _matrix(left, table, labels, defences, max(lines, (height - FRAME_INCHES) / (1.6 * ROW_INCHES)))
         _costs(right, table, defences)
         paths = [out / f"{name}.{form}" for form in FORMATS]
         for path in paths:
-            undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:])
+            undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
             figure.savefig(path, dpi=200, metadata=undated)
         pyplot.close(figure)
     return paths
 
 
-def _matrix(panel: Any, caught: Any, labels: Sequence[str], defences: Sequence[str]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
-    colours = LinearSegmentedColormap.from_list("caught", [MISSED, HALF, CAUGHT])
+def _matrix(panel: Any, table: Any, labels: Sequence[str], defences: Sequence[str], lines: float) -> None:
     axes = panel.subplots()
-    axes.set(xlim=(0, len(defences)), ylim=(max(1, len(labels)), 0))
-    pooled = caught.groupby(["label", "defence"])[["detected", "ruled", "runs_clean", "runs"]].sum()
+    axes.set(xlim=(0, len(defences)), ylim=(lines, 0))
+    counted = ["detected", "ruled", "runs_clean", "runs", "stopped", "false_alarms", "honest_checks"]
+    pooled = table[table["attack"] != HONEST].groupby(["label", "defence"])[counted].sum()
     for y, label in enumerate(labels):
         for x, defence in enumerate(defences):
-            if (label, defence) not in pooled.index:
-                continue
-            detected, ruled, clean, runs = (int(value) for value in pooled.loc[(label, defence)])
-            share = detected / ruled if ruled else None
-            face = EMPTY if share is None else colours(share)
-            axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, facecolor=face, edgecolor="none"))
-            ink = "white" if share is not None and share > 0.75 else INK
-            told = "no lie told" if share is None else f"{_percent(share)} %"
-            axes.text(x + 0.3, y + 0.52, told, ha="center", va="center", color=QUIET if share is None else ink)
-            if share is not None:
-                axes.text(x + 0.74, y + 0.53, f"{ruled}", ha="right", va="center", fontsize=6.5, color=ink)
-            axes.plot(
-                x + 0.86,
-                y + 0.5,
-                "o",
-                ms=6,
-                mec=QUIET if share is None else ink,
-                mew=1.1,
-                mfc=(QUIET if share is None else ink) if clean == runs else "none",
-            )
+            if (label, defence) in pooled.index:
+                _square(axes, x, y, pooled.loc[(label, defence)])
+    last = len(labels) + 0.4
+    alarms = table.groupby("defence")[["false_alarms", "honest_checks"]].sum()
+    for x, defence in enumerate(defences):
+        told, checks = (int(value) for value in alarms.loc[defence])
+        text = f"{told:,} of {checks:,}" if checks else "no checks"
+        axes.text(x + 0.5, last + 0.5, text, ha="center", va="center", color=ALARM if told else GREY, fontsize=8)
+    axes.axhline(last - 0.2, color=GREY, lw=0.6)
     axes.set_xticks([x + 0.5 for x in range(len(defences))], [_wrapped(name) for name in defences])
-    axes.set_yticks([y + 0.5 for y in range(len(labels))], labels)
+    axes.set_yticks([*(y + 0.5 for y in range(len(labels))), last + 0.5], [*labels, FALSE_ALARMS])
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(
-        "Share of forged claims caught; small: how many somebody had to rule on.\n"
-        "Disc: final weights equal the clean run's in every run. Ring: not in every run.",
-        fontsize=7.5,
-        color=QUIET,
-        loc="left",
+    note = (
+        "Share of forged claims caught; small: how many somebody had to rule on.  Disc: final weights\n"
+        "equal the clean run's in every run; ring: not in every run.  Last line: honest claims with an alert."
     )
+    panel.text(0.02, 0.012, note, fontsize=7.5, color=GREY, va="bottom")
+    axes.set_xlabel("\n\n", fontsize=7.5)
     panel.suptitle("What is caught", x=0.02, ha="left", fontweight="bold")
 
 
+def _square(axes: Any, x: int, y: int, pooled: Any) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    share = pooled["detected"] / pooled["ruled"] if pooled["ruled"] else None
+    told, ink = ("stopped" if pooled["stopped"] else "no lie told"), GREY
+    if share is not None:
+        face = LinearSegmentedColormap.from_list("caught", [MISSED, HALF, CAUGHT])(share)
+        axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=face, edgecolor="none"))
+        told, ink = f"{_percent(share)} %", "white" if share > 0.75 else INK
+        axes.text(x + 0.73, y + 0.53, f"{int(pooled['ruled']):,}", ha="right", va="center", fontsize=6.5, color=ink)
+    axes.text(x + 0.08, y + 0.52, told, ha="left", va="center", color=ink, fontsize=9 if share is not None else 8)
+    clean = pooled["runs_clean"] == pooled["runs"] + pooled["stopped"]
+    axes.plot(x + 0.86, y + 0.5, "o", ms=5.5, mec=ink, mew=1.1, mfc=ink if clean else "none")
+
+
 def _costs(panel: Any, table: Any, defences: Sequence[str]) -> None:
-    honest = table[table["attack"] == HONEST].groupby("defence").median(numeric_only=True)
-    attacked = table[table["attack"] != HONEST].groupby("defence").median(numeric_only=True)
-    every = panel.subplots(len(COSTS), 1, sharex=False)
+    honest = table[table["attack"] == HONEST].groupby("defence")[list(COSTS)].median()
+    attacked = table[table["attack"] != HONEST].groupby("defence")[list(COSTS)].median()
+    every = panel.subplots(len(COSTS), 1)
     for axes, (column, title) in zip(every, COSTS.items(), strict=True):
+        widest = max([*honest[column], *attacked[column], 1.0])
         for y, defence in enumerate(defences):
-            ratio = honest[column].get(defence)
-            if ratio is not None:
-                axes.barh(y, ratio, height=0.62, color="#B8C9D6")
-                axes.text(0.03, y, f"{ratio:.2f}x  {defence}", va="center", fontsize=7.5)
-            if (under := attacked[column].get(defence)) is not None:
-                axes.plot([under, under], [y - 0.36, y + 0.36], color=INK, lw=1.4)
-        axes.axvline(1, color=QUIET, lw=0.8, ls=(0, (2, 2)))
-        axes.set(ylim=(len(defences) - 0.4, -0.6), xlim=(0, None), yticks=[])
-        axes.set_title(title, loc="left", fontsize=8.5)
+            if defence in honest.index:
+                ratio = float(honest.loc[defence, column])
+                axes.barh(y, ratio, height=0.68, color=BAR)
+                axes.text(0.02 * widest, y, f"{ratio:.2f}x", va="center", fontsize=7.5)
+            if defence in attacked.index:
+                under = float(attacked.loc[defence, column])
+                axes.plot([under, under], [y - 0.38, y + 0.38], color=INK, lw=1.6, solid_capstyle="butt")
+        axes.axvline(1, color=GREY, lw=0.8, ls=(0, (2, 2)))
+        axes.set(ylim=(len(defences) - 0.4, -0.6), xlim=(0, 1.04 * widest))
+        axes.set_yticks(range(len(defences)), defences, fontsize=7.5)
+        axes.set_title(title, loc="left", fontsize=8.5, pad=3)
         axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=7)
-    every[-1].set_xlabel(
-        "Bar: honest runs. Tick: median under attack.\n1 = no defence, no attack.", fontsize=7.5, color=QUIET, loc="left"
-    )
+    note = "1 = no defence, no attack.\nBar: honest runs; tick: median under attack."
+    panel.text(0.02, 0.012, note, fontsize=7.5, color=GREY, va="bottom")
+    every[-1].set_xlabel("\n\n", fontsize=7.5)
     panel.suptitle("What it costs", x=0.02, ha="left", fontweight="bold")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from holdfast.errors import MissingExtra
+from holdfast.verify.spotcheck import escape
 
 CONFIDENCE = 0.95
 
@@ -32,18 +33,15 @@ def proportion(successes: int, trials: int, confidence: float = CONFIDENCE) -> t
     return low, high
 
 
-def chance_of_detection(probability: float, claims: int) -> float:
-    """1-(1-p)^n: that at least one of n forged claims is drawn, where each is drawn with probability p.
+def expected_share(claims: float, steps: float, runs: Sequence[tuple[int, int]]) -> float | None:
+    """The share of `runs` that a lottery should catch: the mean of 1 - (1-p)^n (1-q)^u; None without runs.
 
-    >>> chance_of_detection(0.1, 2)
-    0.19
+    Each run has n forged claims, drawn with probability p = `claims`, in u steps of a stage, drawn with q = `steps`.
+
+    >>> round(expected_share(0.1, 0.0, [(2, 1), (0, 0)]), 3)
+    0.095
     """
-    return round(1 - (1 - probability) ** claims, 12)
-
-
-def expected_share(probability: float, claims: Sequence[int]) -> float | None:
-    """The share of runs that should be caught, where each has its own number of forged claims; None without runs."""
-    return sum(chance_of_detection(probability, n) for n in claims) / len(claims) if claims else None
+    return sum(1 - escape(n, claims, steps, u) for n, u in runs) / len(runs) if runs else None
 
 
 def _beta() -> Any:

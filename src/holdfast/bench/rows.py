@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from holdfast.bench.cell import Cell, Setup, config_of
+from holdfast.bench.cell import Cell, Setup, config_of, is_lottery
 from holdfast.bench.intervals import expected_share, proportion
 from holdfast.bench.measure import Measurement
 from holdfast.bench.workshop import Outcome
@@ -27,6 +27,7 @@ class Row:
     rate: float
     defence: str
     runs: int
+    stopped: int
     failed: int
     forged: int
     ruled: int
@@ -87,12 +88,13 @@ def rows_of(outcomes: Sequence[Outcome], setup: Setup, shown: Iterable[Cell] | N
 
 def _row(group: Cell, cells: Sequence[Cell], known: Mapping[Cell, Outcome], setup: Setup) -> Row:
     pairs, errors = _pairs(cells, known)
+    stopped = sum(known[cell].stopped for cell in cells)
     runs = [pair.run for pair in pairs]
     detected, missed = sum(run.detected for run in runs), sum(run.missed for run in runs)
     checks, alarms = sum(run.honest_checks for run in runs), sum(run.false_alarms for run in runs)
     lied = [pair for pair in pairs if pair.run.detected + pair.run.missed]
     caught = [pair for pair in lied if pair.run.detected]
-    inside = [pair for pair in caught if pair.run.inside_window]
+    inside = [pair for pair in caught if pair.run.inside_window and not pair.run.missed]
     tpr, fpr = _share(detected, detected + missed), _share(alarms, checks)
     by_run = _share(len(caught), len(lied))
     return Row(
@@ -102,7 +104,8 @@ def _row(group: Cell, cells: Sequence[Cell], known: Mapping[Cell, Outcome], setu
         rate=group.rate,
         defence=group.defence,
         runs=len(pairs),
-        failed=len(cells) - len(pairs),
+        stopped=stopped,
+        failed=len(cells) - len(pairs) - stopped,
         forged=sum(run.forged for run in runs),
         ruled=detected + missed,
         detected=detected,
@@ -155,13 +158,14 @@ def _pairs(cells: Sequence[Cell], known: Mapping[Cell, Outcome]) -> tuple[list[_
 
 
 def _expected(group: Cell, cells: Sequence[Cell], known: Mapping[Cell, Outcome], setup: Setup) -> float | None:
-    """What a lottery of checks should catch, counted on the runs in which nothing is drawn: there nobody stops the liars."""
-    drawless = [known.get(cell.unchecked_by_lot()) for cell in cells]
-    counts = [outcome.measurement.drawable for outcome in drawless if outcome is not None and outcome.measurement is not None]
-    if not counts or group == group.unchecked_by_lot():
+    """What a lottery of checks should catch, counted on the runs in which nobody stops the liars."""
+    free = [known.get(cell.unhindered()) for cell in cells]
+    runs = [outcome.measurement for outcome in free if outcome is not None and outcome.measurement is not None]
+    drawable = [(run.drawable_claims, run.drawable_steps) for run in runs if run.forged]
+    if not drawable:
         return None
-    probability = config_of(group, setup).defence.model_dump().get("check_claims", 0.0)
-    return expected_share(probability, [count for count in counts if count]) if probability else None
+    config = config_of(group, setup)
+    return expected_share(config.defence.check_claims, config.check_steps, drawable) if is_lottery(config) else None
 
 
 def _share(part: int, whole: int) -> tuple[float | None, float | None, float | None]:

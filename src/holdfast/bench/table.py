@@ -21,7 +21,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "stage": lambda row: row.stage,
     "rate": lambda row: f"{row.rate:g}",
     "defence": lambda row: row.defence,
-    "runs": lambda row: f"{row.runs}" + (f" ({row.failed} failed)" if row.failed else ""),
+    "runs": lambda row: _runs(row),
     "caught claims": lambda row: _counted(row.detected, row.ruled, row.tpr, row.tpr_low, row.tpr_high),
     "false alarms": lambda row: _counted(row.false_alarms, row.honest_checks, row.fpr, row.fpr_low, row.fpr_high),
     "caught runs": lambda row: _counted(row.runs_detected, row.runs_lied, row.caught, row.caught_low, row.caught_high),
@@ -31,8 +31,8 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "liars named": lambda row: _of(row.lies_named, row.lies_alerted),
     "innocent named": lambda row: _of(row.runs_innocent_named, row.runs),
     "named rightly": lambda row: _of(row.runs_named_rightly, row.runs_detected),
-    "clean weights": lambda row: _of(row.runs_clean, row.runs),
-    "in window, clean": lambda row: _of(row.runs_inside_window_clean, row.runs_inside_window),
+    "clean weights": lambda row: _of(row.runs_clean, row.runs + row.stopped),
+    "undone in window": lambda row: _of(row.runs_inside_window_clean, row.runs_inside_window),
     "steps lost": lambda row: _figure(row.steps_lost),
     "rollbacks": lambda row: f"{row.rollbacks}",
     "time": lambda row: _ratio(row.virtual_ratio),
@@ -77,7 +77,8 @@ def findings(outcomes: Sequence[Outcome], setup: Setup) -> list[str]:
     for outcome in outcomes:
         run, cell = outcome.measurement, outcome.cell
         if outcome.error is not None:
-            found.append(f"{cell}: {outcome.error}  `{cell.command(setup)}`")
+            how = "stopped" if outcome.stopped else "failed"
+            found.append(f"{cell}: {how}: {outcome.error}  `{cell.command(setup)}`")
         if run is None or cell.defence.partition(",")[0] == UNCHECKED:
             continue
         wrong = []
@@ -112,11 +113,23 @@ def write(out: Path, rows: Sequence[Row], outcomes: Sequence[Outcome], setup: Se
 def _record(outcome: Outcome, setup: Setup) -> dict[str, Any]:
     measured = {} if outcome.measurement is None else dataclasses.asdict(outcome.measurement)
     command = outcome.cell.command(setup)
-    return {**dataclasses.asdict(outcome.cell), **measured, "error": outcome.error, "command": command}
+    return {
+        **dataclasses.asdict(outcome.cell),
+        **measured,
+        "error": outcome.error,
+        "stopped": outcome.stopped,
+        "command": command,
+    }
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
+
+
+def _runs(row: Row) -> str:
+    """The runs that came to their end, and the others."""
+    others = [f"{count} {what}" for count, what in ((row.stopped, "stopped"), (row.failed, "failed")) if count]
+    return f"{row.runs}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _counted(part: int, whole: int, share: float | None, low: float | None, high: float | None) -> str:

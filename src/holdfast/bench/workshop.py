@@ -18,7 +18,7 @@ from functools import lru_cache
 from holdfast.bench.cell import Cell, Setup, config_of
 from holdfast.bench.measure import Measurement, measure
 from holdfast.config import ClusterConfig, RunConfig
-from holdfast.errors import HoldfastError
+from holdfast.errors import FaultWindowExceeded, HoldfastError
 from holdfast.job import Job
 from holdfast.trainer import prepare_tested
 
@@ -27,11 +27,14 @@ JOBS_KEPT = 4
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a cell came to: a measurement or an error."""
+    """What a cell came to: a measurement or an error. A run that `stopped` did so on purpose: it could not keep its promise,
+    and said why instead.
+    """
 
     cell: Cell
     measurement: Measurement | None = None
     error: str | None = None
+    stopped: bool = False
 
 
 def run_cells(
@@ -53,6 +56,8 @@ def run_cell(cell: Cell, setup: Setup) -> Outcome:
     try:
         config = config_of(cell, setup)
         return Outcome(cell, measure(config, job_of(config)))
+    except FaultWindowExceeded as error:
+        return Outcome(cell, error=str(error), stopped=True)
     except HoldfastError as error:
         return Outcome(cell, error=str(error))
     except Exception as error:  # noqa: BLE001  (a defect that one attack brings to light must not lose the other cells)

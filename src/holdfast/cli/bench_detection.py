@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from holdfast.bench.cell import Setup
-    from holdfast.bench.suites import Grid, Suite
+    from holdfast.bench.suites import Suite
     from holdfast.bench.workshop import Outcome
 
 DEFAULT_SUITE = "catalogue"
@@ -71,7 +71,10 @@ def detection(
 
     chosen = _suite(suite)
     where = _fresh(out if out is not None else Path(default_out()))
-    grid = _grid(chosen.grid, attack, stages, direction, rate, defence, seeds, first_seed)
+    typed: dict[str, Any] = {"attacks": attack, "stages": stages, "directions": direction, "rates": rate, "defences": defence}
+    count = len(chosen.grid.seeds) if seeds is None else seeds
+    given = {name: tuple(values) for name, values in typed.items() if values}
+    grid = replace(chosen.grid, seeds=range(first_seed, first_seed + count), **given)
     setup = Setup(scale, chosen.steps if steps is None else steps, micro_batches, tuple(assign or ()))
     planned = plan(grid, setup, frozenset([*(attack or ()), *(defence or ())]))
     _require_extras()
@@ -101,23 +104,6 @@ def _fresh(out: Path) -> Path:
     return out
 
 
-def _grid(
-    grid: Grid,
-    attack: list[str] | None,
-    stages: list[str] | None,
-    direction: list[str] | None,
-    rate: list[float] | None,
-    defence: list[str] | None,
-    seeds: int | None,
-    first_seed: int,
-) -> Grid:
-    """The suite's, but for what was typed."""
-    typed: dict[str, Any] = {"attacks": attack, "stages": stages, "directions": direction, "rates": rate, "defences": defence}
-    count = len(grid.seeds) if seeds is None else seeds
-    given = {name: tuple(values) for name, values in typed.items() if values}
-    return replace(grid, seeds=range(first_seed, first_seed + count), **given)
-
-
 def _require_extras() -> None:
     """Before an hour of runs, not after it."""
     from holdfast.bench.figure import require_matplotlib
@@ -140,7 +126,7 @@ def _teller(count: int, quiet: bool) -> Callable[[Outcome], None]:
             return
         run = outcome.measurement
         if run is None:
-            told = f"FAILED: {outcome.error}"
+            told = f"{'stopped' if outcome.stopped else 'FAILED'}: {outcome.error}"
         else:
             told = f"{run.detected}/{run.detected + run.missed} caught, {run.false_alarms} false alarms, {run.wall_s:.2f} s"
         print(f"[{ended}/{count}] {outcome.cell}: {told}", file=sys.stderr, flush=True)
@@ -158,15 +144,14 @@ def _report(out: Path, outcomes: list[Outcome], setup: Setup, *, as_json: bool) 
     rows = rows_of(outcomes, setup)
     write(out, rows, outcomes, setup, environment())
     draw(rows, out)
-    failed = sum(outcome.measurement is None for outcome in outcomes)
+    failures = [outcome.error for outcome in outcomes if outcome.measurement is None and not outcome.stopped]
     if as_json:
-        summary = {"out": str(out), "cells": len(outcomes), "failed": failed, "rows": [asdict(row) for row in rows]}
+        summary = {"out": str(out), "cells": len(outcomes), "failed": len(failures), "rows": [asdict(row) for row in rows]}
         print(json.dumps({**summary, "findings": findings(outcomes, setup)}, allow_nan=False))
     else:
         print(render_markdown(rows))
         for line in findings(outcomes, setup):
             print(f"- {line}")
         print(f"\nTable and figure: {out}")
-    if failed:
-        first = next(outcome.error for outcome in outcomes if outcome.error is not None)
-        raise HoldfastError(f"{failed} of {len(outcomes)} runs have no measurement; the first: {first}")
+    if failures:
+        raise HoldfastError(f"{len(failures)} of {len(outcomes)} runs failed; the first: {failures[0]}")
