@@ -32,8 +32,8 @@ class Told(NamedTuple):
 class Watch:
     """Sees every event of a run and every message about a claim.
 
-    A rollback begins another life of the run, in which a claim of the same name may be told by somebody else. Wall time runs from
-    the first claim (modules are built by then) to the last seal.
+    A rollback begins another life of the run, in which a claim of the same name may be told by somebody else. Wall time runs
+    from the first claim (modules are built by then) to the last seal.
     """
 
     untrusted: range
