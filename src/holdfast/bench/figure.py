@@ -135,17 +135,17 @@ def _costs(panel: Any, table: Any, defences: Sequence[str]) -> None:
     every = panel.subplots(len(COSTS), 1)
     for axes, (column, title) in zip(every, COSTS.items(), strict=True):
         widest = max([*honest[column], *attacked[column], 1.0])
+        names = [f"{name}  {honest[column][name]:.2f}x" if name in honest.index else name for name in defences]
         for y, defence in enumerate(defences):
             if defence in honest.index:
                 ratio = float(honest.loc[defence, column])
                 axes.barh(y, ratio, height=0.68, color=BAR)
-                axes.text(0.02 * widest, y, f"{ratio:.2f}x", va="center", fontsize=7.5)
             if defence in attacked.index:
                 under = float(attacked.loc[defence, column])
                 axes.plot([under, under], [y - 0.38, y + 0.38], color=INK, lw=1.6, solid_capstyle="butt")
         axes.axvline(1, color=GREY, lw=0.8, ls=(0, (2, 2)))
         axes.set(ylim=(len(defences) - 0.4, -0.6), xlim=(0, 1.04 * widest))
-        axes.set_yticks(range(len(defences)), defences, fontsize=7.5)
+        axes.set_yticks(range(len(defences)), names, fontsize=7.5)
         axes.set_title(title, loc="left", fontsize=8.5, pad=3)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
