@@ -217,6 +217,8 @@ def test_a_clean_run_keeps_what_is_not_the_defence() -> None:
     assert cell.clean() == honest_cell("none,cluster.latency_s=0.5", 9)
     assert cell.clean().clean() == cell.clean()
     assert cell.unhindered() == dataclasses.replace(cell, defence="none,cluster.latency_s=0.5")
+    paired = dataclasses.replace(cell, defence="duplicate,on_alert=skip,check_claims=0.1")
+    assert paired.unhindered() == dataclasses.replace(cell, defence="duplicate,on_alert=skip")
 
 
 def test_directions_are_the_attacks_own_unless_somebody_says() -> None:
@@ -358,9 +360,15 @@ def test_findings_name_what_went_wrong_and_how_to_see_it(outcomes: list[Outcome]
         for outcome in outcomes
         if outcome.measurement is not None and outcome.cell.defence == "duplicate"
     ]
-    told = findings([*outcomes[:1], *wrong], SETUP)
+    again = [dataclasses.replace(outcome, cell=dataclasses.replace(outcome.cell, seed=1)) for outcome in wrong[:1]]
+    told = findings([*outcomes[:1], *wrong, *again], SETUP)
     assert len(told) == len(wrong)
-    assert all("forged claims missed; innocent but named: w3; other weights" in line for line in told)
+    assert told[0].startswith(
+        "honest against duplicate: lies missed in 2 of 2 runs; innocent but named: w3 in 2 of 2 runs; other"
+    )
+    assert told[0].endswith(f"`{wrong[0].cell.command(SETUP)}`")
+    stopped = findings([Outcome(outcomes[0].cell, error="no way on", stopped=True)], SETUP)
+    assert stopped[0].startswith("honest against none: stopped (no way on) in 1 of 1 runs")
 
 
 def test_the_command_of_a_cell_runs_that_cell(outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

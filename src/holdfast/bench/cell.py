@@ -27,6 +27,8 @@ HONEST = "honest"
 ALL_STAGES = "all"
 NO_DIRECTION = "-"
 UNCHECKED = "none"
+DUPLICATES = ("duplicate", "duplicate-only")
+LOTTERY = ("check_claims", "check_steps")
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
@@ -88,8 +90,11 @@ class Cell:
         return honest_cell(",".join([UNCHECKED, *elsewhere]), self.seed)
 
     def unhindered(self) -> Cell:
-        """The same lies where nobody checks and nobody is stopped: how many of them there are to be found."""
-        return replace(self, defence=self.clean().defence)
+        """The same lies without spot checks: how many of them there are to be found. Accomplices need their duplicates."""
+        if self.defence.partition(",")[0] not in DUPLICATES:
+            return replace(self, defence=self.clean().defence)
+        kept = [pair for pair in self.defence.split(",") if _key(pair).removeprefix("defence.") not in LOTTERY]
+        return replace(self, defence=",".join(kept))
 
     def command(self, setup: Setup) -> str:
         """The command line that runs this cell alone."""
@@ -98,9 +103,14 @@ class Cell:
             words += ["--stages", self.stage, "--direction", self.direction, "--rate", f"{self.rate:g}"]
         return shlex.join([*words, "--first-seed", str(self.seed), "--seeds", "1", *setup.options()])
 
+    @property
+    def place(self) -> str:
+        """All but the seed, in words."""
+        what = self.attack if self.honest else f"{self.label}, stage {self.stage}, rate {self.rate:g},"
+        return f"{what} against {self.defence}"
+
     def __str__(self) -> str:
-        against = f"against {self.defence}, seed {self.seed}"
-        return f"{self.attack} {against}" if self.honest else f"{self.label} of {self.stage} at {self.rate:g} {against}"
+        return f"{self.place}, seed {self.seed}"
 
     @property
     def label(self) -> str:

@@ -62,7 +62,7 @@ SUITES: Mapping[str, Suite] = {
     "blame": Suite(
         Grid(("framing", "equivocation", "flood", "lazy,mode=copy"), ("duplicate",), rates=(1.0,), seeds=range(100)),
     ),
-    "collusion": Suite(Grid(("collusion",), ("none", "duplicate", *SPOT_CHECKS), seeds=range(100)), steps=8),
+    "collusion": Suite(Grid(("collusion",), ("duplicate", *SPOT_CHECKS), seeds=range(100)), steps=8),
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.bench.cell import UNCHECKED, Setup
+from holdfast.bench.cell import UNCHECKED, Cell, Setup
 from holdfast.bench.rows import Row
 from holdfast.bench.workshop import Outcome
 from holdfast.errors import MissingExtra
@@ -71,28 +72,37 @@ def render_markdown(rows: Sequence[Row]) -> str:
 
 
 def findings(outcomes: Sequence[Outcome], setup: Setup) -> list[str]:
-    """Runs under a defence in which something went otherwise than one would hope, with the command that runs them again."""
+    """What went otherwise than one would hope, with defences on: in how many runs, and the command that repeats the first."""
     digests = {outcome.cell: outcome.measurement.digest for outcome in outcomes if outcome.measurement is not None}
-    found = []
+    runs: dict[Cell, list[Outcome]] = {}
     for outcome in outcomes:
-        run, cell = outcome.measurement, outcome.cell
-        if outcome.error is not None:
-            how = "stopped" if outcome.stopped else "failed"
-            found.append(f"{cell}: {how}: {outcome.error}  `{cell.command(setup)}`")
-        if run is None or cell.defence.partition(",")[0] == UNCHECKED:
-            continue
-        wrong = []
-        if run.missed:
-            wrong.append(f"{run.missed} of {run.detected + run.missed} forged claims missed")
-        if run.false_alarms:
-            wrong.append(f"{run.false_alarms} false alarms")
-        if run.innocents_named:
-            wrong.append(f"innocent but named: {', '.join(run.innocents_named)}")
-        if run.digest != digests.get(cell.clean()):
-            wrong.append("other weights than the clean run")
-        if wrong:
-            found.append(f"{cell}: {'; '.join(wrong)}  `{cell.command(setup)}`")
+        runs.setdefault(replace(outcome.cell, seed=0), []).append(outcome)
+    found = []
+    for group in runs.values():
+        struck: dict[str, list[Outcome]] = {}
+        for outcome in group:
+            for what in _wrong(outcome, digests.get(outcome.cell.clean())):
+                struck.setdefault(what, []).append(outcome)
+        if struck:
+            first = next(iter(struck.values()))[0].cell
+            told = "; ".join(f"{what} in {len(where)} of {len(group)} runs" for what, where in struck.items())
+            found.append(f"{first.place}: {told}; the first: `{first.command(setup)}`")
     return found
+
+
+def _wrong(outcome: Outcome, clean: str | None) -> Iterator[str]:
+    run = outcome.measurement
+    if run is None:
+        yield f"{'stopped' if outcome.stopped else 'failed'} ({outcome.error})"
+    elif outcome.cell.defence.partition(",")[0] != UNCHECKED:
+        if run.missed:
+            yield "lies missed"
+        if run.false_alarms:
+            yield "false alarms"
+        if run.innocents_named:
+            yield f"innocent but named: {', '.join(run.innocents_named)}"
+        if run.digest != clean:
+            yield "other weights than the clean run's"
 
 
 def write(out: Path, rows: Sequence[Row], outcomes: Sequence[Outcome], setup: Setup, environment: Mapping[str, Any]) -> None:
