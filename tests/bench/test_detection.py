@@ -189,12 +189,12 @@ def test_only_who_lied_may_be_named() -> None:
     ledger.record("w2", key, "output", b"honest", b"forged")
     watch.remember_lies()
     watch.observe(Ruling(key, ("w2",), 2, "output"), 0.0)
-    assert _innocents_named(watch, 4) == ()
+    assert _innocents_named(watch, 6) == ()
     watch.observe(Ruling(key, ("w3",), 2, "output"), 0.0)
-    watch.observe(Ruling(ClaimKey(3, 0, Direction.FORWARD, 2, 0), ("w2",), 2, "output"), 0.0)
-    assert _innocents_named(watch, 4) == ("w2", "w3")
-    ledger.taint("w2", 2, 3, weights=True)
-    assert _innocents_named(watch, 4) == ("w3",)
+    watch.observe(Ruling(ClaimKey(3, 0, Direction.UPDATE, 2), ("w2",), 2, "state"), 0.0)
+    assert _innocents_named(watch, 6) == ("w2", "w3")
+    ledger.taint("w2", 2, 4, weights=True)
+    assert _innocents_named(watch, 6) == ("w3",)
 
 
 # -- grids ---------------------------------------------------------------------------------------------------------------

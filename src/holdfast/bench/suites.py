@@ -60,7 +60,9 @@ SUITES: Mapping[str, Suite] = {
     ),
     "catalogue": Suite(Grid(tuple(ATTACKS), DEFENCES, seeds=range(3)), steps=8, left_out=NOT_YET),
     "blame": Suite(
-        Grid(("framing", "equivocation", "flood", "lazy,mode=copy"), ("duplicate",), rates=(1.0,), seeds=range(100)),
+        Grid(
+            ("framing", "equivocation", "flood", "lazy,mode=copy,direction=all"), ("duplicate",), rates=(1.0,), seeds=range(100)
+        ),
     ),
     "collusion": Suite(Grid(("collusion",), ("duplicate", *SPOT_CHECKS), seeds=range(100)), steps=8),
 }
