@@ -52,7 +52,8 @@ class Trainer:
     """One run. `observers` are called with every event and its virtual time, from the thread that runs.
 
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
-    is honest. `resume` is a run's directory, or one of its checkpoints.
+    is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
+    before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Trainer:
         observers: Sequence[Observer] = (),
         cast: Cast | None = None,
         resume: Path | None = None,
+        job: Job | None = None,
+        deployed: Callable[[Cluster], None] = lambda _cluster: None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
@@ -69,6 +72,8 @@ class Trainer:
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
         self._resume = resume
+        self._job = job
+        self._deployed = deployed
         self._notary = Notary()
         self._likeness: Likeness | None = None
         self._meter = Meter()
@@ -101,8 +106,7 @@ class Trainer:
 
     def _run(self) -> RunResult:
         self._began = time.perf_counter()
-        job = prepare(self._config)
-        self_test(job.source.config, min(3, self._config.pipeline.stages), job.dtype)
+        job = self._job if self._job is not None else prepare_tested(self._config)
         check_fits(job)
         self._likeness = _likeness(job)
         keeper = Keeper(self._config, job, self.run_id)
@@ -190,6 +194,7 @@ class Trainer:
         record.lies.update(lies)
         if policy.ban_policy == "quarantine":
             record.quarantined |= lies.keys()
+        self._deployed(cluster)
         return cluster
 
     def _fall_back(self, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
@@ -268,6 +273,13 @@ def _likeness(job: Job) -> Likeness | None:
     if config.defence_name == "none":
         return None
     return likeness_of(job, arithmetics(config), None if given is None else read_calibration(Path(given)))
+
+
+def prepare_tested(config: RunConfig) -> Job:
+    """What a run needs, and the proof that its model computes split what it computes whole; raises SelfTestFailed."""
+    job = prepare(config)
+    self_test(job.source.config, min(3, config.pipeline.stages), job.dtype)
+    return job
 
 
 def _version(states: States) -> int:

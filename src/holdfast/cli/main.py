@@ -48,6 +48,7 @@ def _root(
 
 for _module in (demo, train, evaluate, models, doctor, export, report, audit):
     _module.register(app)
+app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")
 app.add_typer(bench.app, name="bench")
 
