@@ -19,7 +19,7 @@ from holdfast.bench.figure import FORMATS, draw
 from holdfast.bench.intervals import expected_share, proportion
 from holdfast.bench.measure import _innocents_named
 from holdfast.bench.rows import Row, rows_of
-from holdfast.bench.suites import DEFENCES, NOT_YET, SUITES, Grid, plan
+from holdfast.bench.suites import DEFENCES, SUITES, Grid, plan
 from holdfast.bench.table import COLUMNS, findings, frame, render_markdown, write
 from holdfast.bench.watch import Watch
 from holdfast.bench.workshop import Outcome, job_of, run_cell, run_cells
@@ -255,7 +255,6 @@ def test_every_attack_is_in_the_catalogue_and_every_suite_can_be_planned() -> No
         missing = {cell.attack for cell in planned.impossible}
         assert missing == {spec for spec in small.attacks if spec.partition(",")[0] not in ATTACKS}
         assert all(cell.defence in (*DEFENCES, *small.defences) for cell in planned.cells)
-    assert not set(NOT_YET) & set(DEFENCES)
 
 
 def test_what_a_suite_lacks_is_loud_and_what_a_user_mistypes_is_refused() -> None:

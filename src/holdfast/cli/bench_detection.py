@@ -79,8 +79,6 @@ def detection(
     planned = plan(grid, setup, frozenset([*(attack or ()), *(defence or ())]))
     _require_extras()
     tell = _teller(len(planned.cells), quiet)
-    if chosen.left_out and not defence and not quiet:
-        print(f"not in this version, so not measured: {'; '.join(chosen.left_out)}", file=sys.stderr)
     outcomes = run_cells(planned.cells, setup, processes, tell)
     outcomes += [Outcome(cell, error=why) for cell, why in planned.impossible.items()]
     _report(where, outcomes, setup, as_json=as_json)
