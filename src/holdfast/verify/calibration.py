@@ -23,7 +23,7 @@ from holdfast.verify.tolerance import CAP, EQUAL, ROW_CAP, Bound, Distance
 
 VERSION = 1
 MARGIN = 8.0
-"""An alarm is raised beyond this many times the largest of the probes; the furthest of 60,000 honest checks came to 3.01."""
+"""An alarm is raised beyond this many times the largest of the probes; of 48,000 honest checks the furthest came to 5.8."""
 GUILTY = 3.0
 """Guilty is who is beyond this many times the alarm."""
 HIGHEST_ALARM = 0.8
