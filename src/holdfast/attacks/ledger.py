@@ -1,7 +1,8 @@
 """The ledger of a run's lies: what detection is measured against, written by the liars themselves.
 
-    lie      worker, claim, what of it (output, norms, inputs, ...), the honest bytes and what was said instead
-    taint    from this step on, what a worker holds of a stage is not what an honest one would hold
+    lie       worker, claim, what of it (output, norms, inputs, ...), the honest bytes and what was said instead
+    taint     from this step on, what a worker holds of a stage is not what an honest one would hold
+    misdeed   something wrong that is no claim (a false state, handed over), so that no claim was forged by it
 
 A lie that happens to be the truth (a sign flipped twice, noise lost in rounding) is none. A taint explains alerts about
 anything that its worker says of that stage, until a sealed state heals it.
@@ -36,11 +37,16 @@ class Ledger:
         self._said: dict[Slot, Hashable] = {}
         self._doubts: set[ClaimKey] = set()
         self.taints: list[Taint] = []
+        self.misdeeds: set[tuple[str, ClaimKey]] = set()
 
     def record(self, worker: str, key: ClaimKey, what: str, honest: Hashable, said: Hashable) -> None:
         """`worker` said `said` where `honest` was true. Of several distortions the first one knew the truth."""
         self._honest.setdefault((worker, key, what), honest)
         self._said[worker, key, what] = said
+
+    def offend(self, worker: str, key: ClaimKey) -> None:
+        """`worker` did something wrong about `key` that is no claim; an alert about it is no false alarm."""
+        self.misdeeds.add((worker, key))
 
     def taint(self, worker: str, stage: int, step: int, *, weights: bool) -> None:
         self.taints.append(Taint(worker, stage, step, weights))
@@ -98,7 +104,7 @@ class Ledger:
 
     def explains(self, key: ClaimKey) -> bool:
         """Whether an alert about `key` is no false alarm: a lie, or the word of a holder who has spoilt what it worked with."""
-        return key in self.keys | self._doubts or any(
+        return key in self.keys | self._doubts | {wronged for _, wronged in self.misdeeds} or any(
             taint.stage == key.stage and taint.step <= key.step and (taint.healed is None or key.step <= taint.healed)
             for taint in self.taints
         )
