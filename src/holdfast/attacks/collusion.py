@@ -69,6 +69,7 @@ class Collusion(Lie):
             self._story[work.key] = forged(self._attack, output, backstage.scene)
         story = self._story[work.key]
         backstage.record("output", tensor_digest(output), tensor_digest(story))
+        backstage.ledger.believe(backstage.scene.worker, work.key)
         return story
 
     def before(self, work: Work, backstage: Backstage) -> None:
@@ -77,6 +78,7 @@ class Collusion(Lie):
             honest = execution.gradient().digest
             execution._sum = [noisy(tensor, backstage.scene, self.size) for tensor in execution._sum]
             backstage.record("output", honest, execution.gradient().digest)
+            backstage.ledger.taint(backstage.scene.worker, work.key.stage, work.key.step, weights=False)
 
     def after(self, work: Work, backstage: Backstage) -> None:
         execution = backstage.execution

@@ -36,6 +36,7 @@ class Ledger:
         self._honest: dict[Slot, Hashable] = {}
         self._said: dict[Slot, Hashable] = {}
         self._doubts: set[ClaimKey] = set()
+        self._believed: set[tuple[str, ClaimKey]] = set()
         self.taints: list[Taint] = []
         self.misdeeds: set[tuple[str, ClaimKey]] = set()
 
@@ -47,6 +48,10 @@ class Ledger:
     def offend(self, worker: str, key: ClaimKey) -> None:
         """`worker` did something wrong about `key` that is no claim; an alert about it is no false alarm."""
         self.misdeeds.add((worker, key))
+
+    def believe(self, worker: str, key: ClaimKey) -> None:
+        """`worker` takes its lie about `key` for the truth in whatever it computes in this attempt of the step."""
+        self._believed = {(w, lie) for w, lie in self._believed if lie.step >= key.step} | {(worker, key)}
 
     def taint(self, worker: str, stage: int, step: int, *, weights: bool) -> None:
         self.taints.append(Taint(worker, stage, step, weights))
@@ -81,6 +86,9 @@ class Ledger:
 
         A worker believes itself: what its primary seat sends back goes straight into the shadow that it keeps.
         """
+        step = key.step, key.attempt
+        if any(w == worker and (lie.step, lie.attempt) == step and lie.stage != key.stage for w, lie in self._believed):
+            self._doubts.add(key)
         spoilt = (t for t in self.taints if t.weights and (t.worker, t.healed) == (worker, None) and t.step <= key.step)
         if any(taint.stage != key.stage for taint in spoilt):
             self._doubts.add(key)
