@@ -64,6 +64,7 @@ class Archive:
     version: int = -1
     checked: bool = True
     states: dict[int, StageState] = field(default_factory=dict)
+    refused: int = 0
     name: str = ARCHIVE
     devices: int = 1
 
@@ -75,12 +76,13 @@ class Archive:
     def receive(self, envelope: Envelope) -> list[Envelope]:
         if isinstance(envelope.message, StateTransfer):
             state = envelope.message.state
-            known = state.stage in self.digests and state.stage not in self.states and state.version == self.version
+            known = state.stage in self.digests and state.version == self.version
             got = state_digest(state) if known and self.checked else b""
             if known and (not self.checked or got == self.digests[state.stage]):
-                self.states[state.stage] = state
+                self.states.setdefault(state.stage, state)
             elif known:
                 sealed = self.digests[state.stage]
+                self.refused += 1
                 refused = StateRefused(state.stage, state.version, envelope.sender, got, sealed)
                 return [Envelope(self.name, COORDINATOR, refused)]
         return []
@@ -296,6 +298,10 @@ class Cluster:
             return None
         return dict(sorted(self.archive.states.items()))
 
+    def _has_collected(self, wanted: int) -> bool:
+        """Whether every state is there, and the coordinator knows who sent another one."""
+        return len(self.archive.states) == wanted and self.coordinator.refusals == self.archive.refused
+
     def collect(self) -> dict[int, StageState]:
         """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
@@ -303,7 +309,7 @@ class Cluster:
         self.archive.expect(record.digests, record.version, checked=self._checked)
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
         try:
-            self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
+            self.launcher.run_until(lambda: self._has_collected(wanted) or self.coordinator.broken is not None)
         except Deadlock:
             lacking = sorted(set(range(wanted)) - self.archive.states.keys())
             raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None

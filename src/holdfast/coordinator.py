@@ -62,7 +62,8 @@ MAX_ATTEMPTS = 32
 class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
-    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps.
+    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
+    that the archive has refused.
     """
 
     def __init__(self, run: str, membership: Membership, policy: Policy, notary: Notary | None = None) -> None:
@@ -70,6 +71,7 @@ class Coordinator:
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
+        self.refusals = 0
         self._policy = policy
         self._events: list[Event] = []
         self._notary = notary or Notary()
@@ -115,6 +117,7 @@ class Coordinator:
             self.membership.adopted(envelope.sender, envelope.message)
             return self._prepare()
         if envelope.sender in (*TRUSTED_PARTIES, ARCHIVE) and isinstance(envelope.message, StateRefused):
+            self.refusals += envelope.sender == ARCHIVE
             self._court.substituted(envelope.message)
             return []
         if envelope.sender == CHECKER:

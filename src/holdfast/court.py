@@ -264,7 +264,7 @@ class Court:
         key = complaint.key
         if sender not in now.route.consumers(key.direction, key.stage):
             return []
-        if complaint.sender in TRUSTED_PARTIES:
+        if complaint.sender in TRUSTED_PARTIES or complaint.sender in now.route.trusted:
             self._unfounded(now, key, sender)
             return []
         accused = now.complained.setdefault((key, sender), set())

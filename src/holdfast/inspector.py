@@ -169,11 +169,19 @@ class Inspector:
         for other in unopened:
             del self._open[other]
         self._refused.update(unopened)
-        self._events.append(Alert(key, "unopened", silent))
-        self._notary.unopened(key, stage, silent)
-        envelopes = self._convict(key, silent, "unopened")
+        about = self._what_made(key) if lacking.state else key
+        self._events.append(Alert(about, "unopened", silent))
+        self._notary.unopened(about, stage, silent)
+        envelopes = self._convict(about, silent, "unopened")
         self._conclude(key)
         return envelopes
+
+    def _what_made(self, key: ClaimKey) -> ClaimKey:
+        """The update that the state of `key` is the result of: that is what its holders signed, and do not open."""
+        before = self._history.get(key.step - 1)
+        if key.step == 0:
+            return key
+        return ClaimKey(key.step - 1, 0 if before is None else before.attempt, Direction.UPDATE, key.stage)
 
     # -- what follows from a lie -------------------------------------------------------------------------------------
 

@@ -385,3 +385,15 @@ def test_no_case_is_lost(world):
     ordered = [e.message.key for e in w.sent if isinstance(e.message, Examine) and e.recipient == CHECKER]
     assert sorted(ordered) == sorted(set(ordered))
     assert w.coordinator.settled()
+
+
+def test_a_state_that_is_not_opened_is_a_lie_about_the_update_that_made_it(world):
+    """Step 1 cannot be computed again: what is missing is the result of step 0, and the run returns to before that."""
+    w = world(alone=True, inspection=checking(steps=1.0))
+    w.step()
+    w.withheld = lambda key: (key.step, key.stage) == (1, 2)
+    w.step()
+    rings(w, 12)
+    (ruling,) = w.of(Ruling)
+    assert (ruling.key, ruling.culprits) == (w.key("U2", step=0), ("w2",))
+    assert w.coordinator.inspector.rewind.version == 0

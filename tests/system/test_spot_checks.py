@@ -94,12 +94,12 @@ def test_a_liar_is_caught_within_some_steps_and_its_lies_are_undone() -> None:
     assert set(result.blamed_workers) == {"w2"}
 
 
-def test_who_will_not_open_its_state_is_guilty_and_the_run_goes_back_to_a_checkpoint() -> None:
-    """The hidden update was signed honestly; the state that was sealed exists nowhere any more."""
+def test_who_will_not_open_its_state_is_guilty_of_the_update_that_made_it() -> None:
+    """The hidden update was signed honestly; the state that was sealed exists nowhere any more, the one before it does."""
     _, told = run(defence="spot-check", check_steps=1.0, attack="wrong-update,mode=secret,worker=w2,first_step=3")
     reasons = {event.reason for event in told.of(Ruling)}
     assert {"state", "unopened"} <= reasons
-    assert [event.version for event in told.of(RolledBack)] == [0]
+    assert [event.version for event in told.of(RolledBack)] == [3]
 
 
 def test_the_campaign_of_the_paper_ends_with_the_clean_weights() -> None:
@@ -199,3 +199,32 @@ def test_checkpoints_after_a_lie_are_removed(tmp_path: Path) -> None:
     assert result.weights_digest == clean_digest()
     written = [event.step for event in told if type(event).__name__ == "CheckpointWritten"]
     assert written.count(3) == 2, "once with the lie in it, once without"
+
+
+# -- two who agree -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["claims", "gradient", "update"])
+def test_two_adjacent_liars_who_agree_pass_every_neighbour_and_are_caught_by_the_draw(what: str) -> None:
+    attack = f"collusion,what={what},stages=2,first_step=3"
+    unchecked, _ = run(attack=attack)
+    assert unchecked.detected == 0
+    assert unchecked.weights_digest != clean_digest()
+    result, told = run(attack=attack, check_steps=1.0)
+    assert result.weights_digest == clean_digest()
+    assert set(result.blamed_workers) == {"w2", "w3"}
+    assert (result.missed, result.false_alarms) == (0, 0)
+    assert [event.version for event in told.of(RolledBack)] == [3]
+
+
+def test_drawn_claims_find_them_too() -> None:
+    result, _ = run(attack="collusion,stages=2,first_step=3", check_claims=0.5)
+    assert set(result.blamed_workers) == {"w2", "w3"}
+    assert result.weights_digest == clean_digest()
+
+
+def test_a_lie_about_an_update_that_was_never_made_alarms_about_nothing_else() -> None:
+    """Only the header lies: nobody has a state with the sealed digest."""
+    result, _ = run(defence="spot-check", attack="wrong-update,worker=w2,first_step=2", check_steps=0.5)
+    assert result.weights_digest == clean_digest()
+    assert (set(result.blamed_workers), result.false_alarms) == ({"w2"}, 0)

@@ -128,5 +128,5 @@ def _innocents_named(watch: Watch, steps: int) -> tuple[str, ...]:
     """Who was convicted, having told no lie in that step or the one that it starts from, and holding nothing spoilt."""
     lied = {(worker, key.step + later) for worker, key in watch.lies for later in (0, 1)}
     spoilt = {(taint.worker, step) for taint in watch.ledger.taints for step in range(taint.step - taint.weights, steps)}
-    guilty = lied | spoilt
+    guilty = lied | spoilt | {(worker, key.step) for worker, key in watch.ledger.misdeeds}
     return tuple(sorted({worker for _, worker, key in watch.convictions if (worker, key.step) not in guilty}))
