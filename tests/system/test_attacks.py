@@ -33,6 +33,9 @@ PROTOCOL_LIES: dict[str, dict[str, tuple[str, ...]]] = {
     "withhold": {"direction": DIRECTIONS, "what": ("direct", "jump", "everyone", "board")},
 }
 
+PLANTED = ("task-vector", "trigger")
+"""What they plant comes as an object or a file: tests/attacks/test_targeted.py."""
+
 
 def variants(name: str) -> Iterator[str]:
     parameters = PROTOCOL_LIES[name]
@@ -95,7 +98,7 @@ def check_replaced(lab: Any, result: Any) -> None:
 
 
 def test_every_attack_is_in_a_matrix() -> None:
-    assert {*ON_TENSORS, *PROTOCOL_LIES} == set(ATTACKS)
+    assert {*ON_TENSORS, *PROTOCOL_LIES, *PLANTED} == set(ATTACKS)
 
 
 # -- replace -------------------------------------------------------------------------------------------------------------

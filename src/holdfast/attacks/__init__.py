@@ -4,6 +4,7 @@ attack     Attack (an author's one small class), Scene      tensors    the attac
 campaign   when and where it strikes                        protocol   lies about everything else
 worker     the wrapper around an honest worker              ledger     the ground truth of who lied about what
 registry   from a name or a file to an attack               lie        what a wrapper does to messages and state
+targeted   backdoors, planted in weights or gradients
 """
 
 from holdfast.attacks.attack import Attack, Misconduct, Scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from holdfast.attacks import protocol, tensors
+from holdfast.attacks import protocol, targeted, tensors
 from holdfast.attacks.attack import Misconduct
 from holdfast.plugins import Catalogue
 
@@ -29,6 +29,8 @@ ATTACKS: Mapping[str, type[Misconduct]] = {
     "wrong-parent": protocol.WrongParent,
     "equivocation": protocol.Equivocation,
     "withhold": protocol.Withhold,
+    "task-vector": targeted.TaskVector,
+    "trigger": targeted.TriggerGradient,
 }
 
 
