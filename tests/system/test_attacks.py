@@ -39,6 +39,9 @@ PROTOCOL_LIES: dict[str, dict[str, tuple[str, ...]]] = {
 ELSEWHERE = {"delay", "replay-claim", "flood", "substitute", "collusion"}
 """Not every claim of theirs is false, or caught: test_misconduct.py."""
 
+PLANTED = ("task-vector", "trigger")
+"""What they plant comes as an object or a file: tests/attacks/test_targeted.py."""
+
 
 def variants(name: str) -> Iterator[str]:
     parameters = PROTOCOL_LIES[name]
@@ -111,7 +114,7 @@ def check_replaced(lab: Any, result: Any) -> None:
 
 
 def test_every_attack_is_in_a_matrix() -> None:
-    assert {*ON_TENSORS, *PROTOCOL_LIES, *ELSEWHERE} == set(ATTACKS)
+    assert {*ON_TENSORS, *PROTOCOL_LIES, *ELSEWHERE, *PLANTED} == set(ATTACKS)
 
 
 # -- replace -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ lie        what a wrapper does to messages and state        state      about gra
                                                             laziness   instead of work
                                                             timing     too late, once more, never
                                                             collusion  of both holders of a stage
+                                                            targeted   backdoors, in weights or gradients
 """
 
 from holdfast.attacks.attack import Attack, Misconduct, Scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from holdfast.attacks import adaptive, collusion, disguise, laziness, protocol, sparse, state, tensors, timing
+from holdfast.attacks import adaptive, collusion, disguise, laziness, protocol, sparse, state, targeted, tensors, timing
 from holdfast.attacks.attack import Misconduct
 from holdfast.plugins import Catalogue
 
@@ -43,6 +43,8 @@ ATTACKS: Mapping[str, type[Misconduct]] = {
     "delay": timing.Delay,
     "replay-claim": timing.ReplayClaim,
     "collusion": collusion.Collusion,
+    "task-vector": targeted.TaskVector,
+    "trigger": targeted.TriggerGradient,
 }
 
 

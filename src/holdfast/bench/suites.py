@@ -28,6 +28,9 @@ DEFENCES: tuple[str, ...] = (
 )
 """What the catalogue is held against; in the last one the two holders of every stage compute with other bytes."""
 
+PLANTED = ("task-vector", "trigger")
+"""What they plant is made beforehand; `holdfast bench backdoor` does that, and measures them."""
+
 SPOT_CHECKS: tuple[str, ...] = tuple(f"duplicate,check_claims={p}" for p in (0.01, 0.02, 0.05, 0.1))
 """Two neighbours who agree pass every check that they make of one another; each claim is re-executed with probability p."""
 
@@ -56,7 +59,7 @@ SUITES: Mapping[str, Suite] = {
     "quick": Suite(
         Grid(("sign-flip", "gaussian", "wrong-update", "framing"), DEFENCES[:3], rates=(1.0,), seeds=range(1)), steps=2
     ),
-    "catalogue": Suite(Grid(tuple(ATTACKS), DEFENCES, seeds=range(3)), steps=8),
+    "catalogue": Suite(Grid(tuple(name for name in ATTACKS if name not in PLANTED), DEFENCES, seeds=range(3)), steps=8),
     "blame": Suite(
         Grid(
             ("framing", "equivocation", "flood", "lazy,mode=copy,direction=all"), ("duplicate",), rates=(1.0,), seeds=range(100)
