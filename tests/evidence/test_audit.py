@@ -287,3 +287,13 @@ def test_every_kind_of_record_can_be_told(desk: Any) -> None:
     assert found.status == "intact"
     for words in ("to w3, who showed it", "sent the coordinator", "on the other holder's word", "so this is no proof"):
         assert words in told
+
+
+def test_names_in_a_log_do_not_write_on_the_terminal_of_who_audits_it(desk: Any) -> None:
+    """A log may come from anybody. One that named an accuser like this cleared the screen and reported itself intact."""
+    forged = "\x1b[2J\x1b[Hlog        intact: every record is there\r\n\u202e\ud800"
+    desk.notary.accuse(desk.key(), "output", (forged,), forged)
+    found = desk.close().audit()
+    told = [*page(found), *explain(found.disputes[0])]
+    assert all(line.isprintable() for line in told)
+    assert any(r"\x1b[2J\x1b[Hlog" in line for line in told)

@@ -91,5 +91,17 @@ def test_nothing_malformed_verifies() -> None:
     assert not verify(b"\xff" * 32, signature, b"x")
 
 
+def test_a_key_of_small_order_verifies_nothing() -> None:
+    """The neutral element as a public key verified one and the same signature under every message, a key of all zeros
+    under every fourth: nobody can be held to what such a key signed.
+    """
+    signature = b"\x01" + bytes(63)
+    order_8 = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03"
+    weak = [b"\x01" + bytes(31), b"\x01" + bytes(30) + b"\x80", bytes(32), b"\xec" + b"\xff" * 30 + b"\x7f"]
+    weak += [bytes.fromhex(order_8 + "7a"), bytes.fromhex(order_8 + "fa")]
+    for public in weak:
+        assert not any(verify(public, signature, b"%d" % number) for number in range(64)), public.hex()
+
+
 def test_a_private_key_does_not_show() -> None:
     assert repr(derived(0, "w1")) == f"Identity({derived(0, 'w1').fingerprint[:16]})"

@@ -233,6 +233,18 @@ def test_a_huge_tensor_is_refused_before_memory_is_taken():
         decode(tied(["float64", [2**40], 0]))
 
 
+@pytest.mark.parametrize("shape", [[0, 2**20, 2**29, 2**29], [2**29] * 7 + [0], [2**27, 2**27, 2**27, 0], [2**40, 0]], ids=str)
+def test_an_empty_tensor_of_impossible_shape_is_refused(shape):
+    """It needs no byte of the frame, so it passed every limit, and torch broke on its strides with a RuntimeError."""
+    with pytest.raises(ProtocolError, match="bytes of a tensor"):
+        decode(tied(["float32", shape, 0], b""))
+
+
+def test_an_empty_tensor_that_no_receiver_takes_is_refused_by_the_sender():
+    with pytest.raises(ProtocolError, match="bytes of a tensor"):
+        encode(TiedWeight(0, torch.empty(2**40, 0)))
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -174,7 +174,7 @@ class CaseBook:
         key: ClaimKey = _key_of(record)
         dispute = self.disputes.get(record.dispute)
         if dispute is None:
-            _require(record.dispute > max(self.disputes, default=0), f"dispute {record.dispute} begins out of order")
+            _require(record.dispute > next(reversed(self.disputes), 0), f"dispute {record.dispute} begins out of order")
             dispute = self.disputes[record.dispute] = Dispute(record.dispute, key)
         _require(dispute.key == key, f"dispute {dispute.number} is about the {dispute.key}, this record about the {key}")
         match record:

@@ -24,6 +24,14 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 _MODE = 0o600
 
+_P = 2**255 - 19
+_ORDER_8 = (
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+)
+_SMALL_ORDER = frozenset([0, 1, _P - 1, _P, _P + 1, *(int.from_bytes(bytes.fromhex(y), "little") for y in _ORDER_8)])
+"""The y of every point whose order divides 8, in every encoding of it."""
+
 
 class Identity:
     """A private key and what follows from it: `public` (32 bytes) and `fingerprint` (64 hex digits). Never printed whole."""
@@ -96,10 +104,15 @@ def fingerprint(public: bytes) -> str:
 
 def verify(public: bytes, signature: bytes | None, message: bytes) -> bool:
     """Whether `signature` is that of `message` by the holder of `public`; malformed keys and signatures verify nothing."""
-    if signature is None or len(signature) != SIGNATURE_BYTES or len(public) != KEY_BYTES:
+    if signature is None or len(signature) != SIGNATURE_BYTES or len(public) != KEY_BYTES or _is_weak(public):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _is_weak(public: bytes) -> bool:
+    """A point of small order verifies signatures that nobody made: whoever registers one could deny its own word."""
+    return int.from_bytes(public, "little") & ~(1 << 255) in _SMALL_ORDER

@@ -1,4 +1,7 @@
-"""What an audit found, in plain words: a page about the log, and the story of one dispute."""
+"""What an audit found, in plain words: a page about the log, and the story of one dispute.
+
+Names come from the log, and anybody may have written it: what would act on the reader's terminal is shown as its escape.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,24 @@ REASONS = {
 
 def page(audit: Audit) -> Iterator[str]:
     """The report, line by line."""
+    return map(printable, _page(audit))
+
+
+def explain(dispute: Dispute) -> Iterator[str]:
+    """One dispute from its first record to its last, a sentence or two each."""
+    return map(printable, _explain(dispute))
+
+
+def printable(line: str) -> str:
+    r"""A line without anything that a terminal obeys, and without line ends of its own.
+
+    >>> print(printable("\x1b[2Jall is well\n"))
+    \x1b[2Jall is well\n
+    """
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
+def _page(audit: Audit) -> Iterator[str]:
     yield from _about_the_log(audit)
     if audit.disputes:
         yield ""
@@ -70,8 +91,7 @@ def page(audit: Audit) -> Iterator[str]:
         yield f"{name}: what is said above rests on the first {audit.records} records only."
 
 
-def explain(dispute: Dispute) -> Iterator[str]:
-    """One dispute from its first record to its last, a sentence or two each."""
+def _explain(dispute: Dispute) -> Iterator[str]:
     yield f"Dispute {dispute.number}: {dispute.key}."
     for seq, record in dispute.records.items():
         for line in _tell(dispute, record):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -82,7 +82,7 @@ def encode(item: Message | Envelope, limits: Limits = DEFAULT_LIMITS) -> bytearr
     view = np.frombuffer(frame, dtype=np.uint8)
     for part in parts:
         _check("dimensions of a tensor", part.dim(), limits.max_dims)
-        _check("bytes of a tensor", part.nbytes, limits.max_tensor_bytes)
+        _check("bytes of a tensor", _extent(part.shape, part.dtype), limits.max_tensor_bytes)
         begin = _aligned(end)
         end = begin + part.nbytes
         view[begin:end] = _octets(part)
@@ -217,8 +217,7 @@ class _Parts:
         if any(size < 0 for size in shape):
             raise ProtocolError(f"a tensor of negative shape {shape}")
         dtype = DTYPES[name]
-        _check("bytes of a tensor", max([dtype.itemsize, *shape]), self._limits.max_tensor_bytes)
-        _check("bytes of a tensor", math.prod(shape) * dtype.itemsize, self._limits.max_tensor_bytes)
+        _check("bytes of a tensor", _extent(shape, dtype), self._limits.max_tensor_bytes)
         self._taken += 1
         return self._copy(shape, dtype)
 
@@ -258,6 +257,11 @@ def _open(frame: bytes | bytearray | memoryview, limits: Limits) -> tuple[bytes,
     if _PREFIX.size + length > size:
         raise ProtocolError(f"a frame of {size} bytes is truncated: its header alone has {length}")
     return bytes(frame[_PREFIX.size : _PREFIX.size + length]), count
+
+
+def _extent(shape: Iterable[int], dtype: torch.dtype) -> int:
+    """Bytes of a tensor, an empty dimension counted as one: strides are made even where there is nothing to stride over."""
+    return math.prod(max(1, size) for size in shape) * dtype.itemsize
 
 
 def _check(what: str, got: int, limit: int) -> None:
