@@ -365,5 +365,5 @@ def test_any_record_at_all_well_signed(hammer: Any, examine: Examine, written: b
             previous = hashlib.sha256(lines[-1]).digest()
         return examine(joined(lines)).status.value
 
-    assert FIRST == bytes(32)
+    assert bytes(32) == FIRST
     hammer(check, st.lists(kinds, min_size=1, max_size=4), inputs=2)
