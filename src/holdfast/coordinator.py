@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast.blame import Blame
 from holdfast.claim import Claim, Header
 from holdfast.court import Court
 from holdfast.deadline import owing
@@ -75,8 +76,10 @@ class Coordinator:
         self._policy = policy
         self._events: list[Event] = []
         self._notary = notary or Notary()
-        self._court = Court(run, membership, policy, self._events, self._notary)
-        self.inspector = Inspector(policy, membership, self._court, self._events, self._notary)
+        blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
+        self._court = Court(run, membership, policy, blame)
+        self._deliveries = self._court.deliveries
+        self.inspector = Inspector(policy, membership, self._court, blame)
         self._now: StepState | None = None
         self._wanted: int | None = None
         self._timers: list[tuple[object, float]] = []
@@ -118,7 +121,7 @@ class Coordinator:
             return self._prepare()
         if envelope.sender in (*TRUSTED_PARTIES, ARCHIVE) and isinstance(envelope.message, StateRefused):
             self.refusals += envelope.sender == ARCHIVE
-            self._court.substituted(envelope.message)
+            self._deliveries.substituted(envelope.message)
             return []
         if envelope.sender == CHECKER:
             return self._after_check(envelope.message)
@@ -152,9 +155,9 @@ class Coordinator:
                 now.findings[message.key] = message
                 return self._court.judge(now, message.key)
             case Complaint() if now.is_current(message.key):
-                return self._court.complain(now, sender, message)
+                return self._deliveries.complain(now, sender, message)
             case Claim() if now.is_current(message.header.key):
-                return self._court.relay(now, sender, message)
+                return self._deliveries.relay(now, sender, message)
             case Loss(step, attempt, micro_batch, value) if (step, attempt) == (now.step, now.attempt):
                 if sender == now.route.primaries[-1]:
                     now.losses[micro_batch] = value
@@ -330,7 +333,7 @@ class Coordinator:
         silent = self._silent()
         if silent:
             if self._now is not None:
-                self._court.overdue(self._now, silent[0])
+                self._deliveries.overdue(self._now, silent[0])
             return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
         self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything; {self.describe()}"
         return []
@@ -338,7 +341,7 @@ class Coordinator:
     def _send_again(self) -> list[Envelope]:
         """What a stuck run may lack: a state, a tensor or a ruling that a silent or lying sender withheld."""
         if self._now is not None:
-            return self._court.withheld(self._now)
+            return self._deliveries.withheld(self._now) + self._court.not_examined(self._now)
         self.membership.ask_again()
         return [self._to(source, order) for source, order in self.membership.transfers()]
 

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
-from holdfast.deadline import absent, due
-from holdfast.digest import tensor_digest
-from holdfast.event import Alert, ClaimReplaced, Event, Ruling
-from holdfast.evidence.envelope import conflict
-from holdfast.evidence.notary import BOARD, DEADLINE, Notary
+from holdfast.blame import Blame
+from holdfast.claim import WHOLE_STEP, ClaimKey, Direction, Header, Role
+from holdfast.deliveries import Deliveries
+from holdfast.event import ClaimReplaced
+from holdfast.evidence.notary import BOARD
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Measured, Message, StateRefused, Supply
+from holdfast.message import Accepted, Envelope, Examine, Finding, Measured, Message, Supply
 from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo
-from holdfast.stage import COORDINATOR, REFEREE, TRUSTED_PARTIES
-from holdfast.step import Awaited, Policy, StepState
+from holdfast.stage import COORDINATOR, REFEREE
+from holdfast.step import Policy, StepState
 from holdfast.verify.board import Posting
 from holdfast.verify.chain import children, ingredients
 from holdfast.verify.recompute import compare
@@ -35,15 +34,13 @@ from holdfast.verify.verdict import Rejected, Unverifiable
 class Court:
     """Called by the coordinator for whatever concerns a claim of the running step `now`; answers with what to send."""
 
-    def __init__(
-        self, run: str, membership: Membership, policy: Policy, events: list[Event], notary: Notary | None = None
-    ) -> None:
-        self._notary = notary or Notary()
+    def __init__(self, run: str, membership: Membership, policy: Policy, blame: Blame) -> None:
+        self.deliveries = Deliveries(policy, membership, blame)
         self._run = run
         self._membership = membership
         self._policy = policy
-        self._events = events
-        self._substituted: set[tuple[int, int, str]] = set()
+        self._blame = blame
+        self._notary = blame.notary
 
     # -- the board ---------------------------------------------------------------------------------------------------
 
@@ -61,11 +58,11 @@ class Court:
         here = header if role is header.role else replace(header, role=role)  # it has just become primary
         posting = now.board.post(here, signed=header)
         if posting is Posting.NEW:
-            self._confront(now, *now.shown.pop((key, sender), (None, "")))
+            self._blame.confront(now, *now.shown.pop((key, sender), (None, "")))
         if posting is Posting.EQUIVOCATION and (key, sender) not in now.equivocators:
-            self._alert(key, "equivocation", (sender,))
+            self._blame.alert(key, "equivocation", (sender,))
             said = now.board.header(key, role) if role is Role.COMPARER else now.board.signed(key, sender)
-            self._equivocated(now, said or header, header, BOARD)
+            self._blame.equivocated(now, said or header, header, BOARD)
         elif sender in self._membership.quarantined:
             now.unheard.add(key)
         envelopes = self.decide(now, key)
@@ -152,11 +149,11 @@ class Court:
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
         for complained, consumer in now.complained.keys() & {(key, consumer) for consumer in consumers}:  # before the ruling
-            envelopes += self.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
+            envelopes += self.deliveries.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
         if header.worker != now.route.primaries[key.stage]:
-            self._events.append(ClaimReplaced(key, header.worker))
+            self._blame.events.append(ClaimReplaced(key, header.worker))
             return [*envelopes, self._to(header.worker, Supply(key, consumers))]
-        return envelopes + self._forward_relayed(now, key)
+        return envelopes + self.deliveries.forward_relayed(now, key)
 
     # -- disputes ----------------------------------------------------------------------------------------------------
 
@@ -164,7 +161,7 @@ class Court:
         key = dispute.key
         now.disputes[key] = dispute
         by = BOARD if dispute.reason == "parent" else now.route.shadows[key.stage] or BOARD
-        self._alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
+        self._blame.alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
         answer = self._answer(dispute)
         if isinstance(answer, Investigate) or answer.investigate:
             return self.investigate(now, dispute.key)
@@ -228,10 +225,10 @@ class Court:
         judgement = judge(headers, finding, now.inputs(key))
         reason = dispute.reason if dispute is not None else "output"
         if judgement.culprits and dispute is None:
-            self._alert(key, reason, judgement.culprits, REFEREE)
+            self._blame.alert(key, reason, judgement.culprits, REFEREE)
         if judgement.culprits or dispute is not None:
             self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
-            self.convict(key, judgement.culprits, reason)
+            self._blame.convict(key, judgement.culprits, reason)
         if not judgement.culprits:
             self._misled(now, finding)
         if isinstance(answer, Redo):
@@ -244,7 +241,7 @@ class Court:
         said = now.board.header(finding.key, Role.COMPARER)
         if said is not None and misstates(said, finding):
             self._notary.misstated(said, finding)
-            self.convict(finding.key, (said.worker,), "distance")
+            self._blame.convict(finding.key, (said.worker,), "distance")
 
     def _own_header(self, now: StepState, finding: Finding) -> Header:
         """No holder gave the honest account: the referee's own stands, and it will supply the tensor or the state."""
@@ -254,79 +251,11 @@ class Court:
         epoch = now.route.epoch
         return Header(self._run, key, now.version, epoch, REFEREE, Role.PRIMARY, (), finding.output, finding.norms)
 
-    # -- deliveries --------------------------------------------------------------------------------------------------
+    # -- silence -----------------------------------------------------------------------------------------------------
 
-    def complain(self, now: StepState, sender: str, complaint: Complaint) -> list[Envelope]:
-        """A delivery did not match the board: have it sent by somebody else.
-
-        Between two workers that proves nothing, unless the header that came along was signed beside another one.
-        """
-        key = complaint.key
-        if sender not in now.route.consumers(key.direction, key.stage):
-            return []
-        if complaint.sender in TRUSTED_PARTIES or complaint.sender in now.route.trusted:
-            self._unfounded(now, key, sender)
-            return []
-        accused = now.complained.setdefault((key, sender), set())
-        if complaint.sender in accused:
-            return []
-        accused.add(complaint.sender)
-        if len(accused) > 1:  # nobody's delivery will do: it comes through here, or not at all
-            return self._through_here(now, key, sender) if key in now.board.accepted else []
-        if key not in now.disputes:
-            involved = dict.fromkeys((complaint.sender, sender))
-            suspects = tuple(worker for worker in involved if worker not in now.route.trusted)
-            self._alert(key, "delivery", suspects, sender)
-        if complaint.evidence is not None and complaint.evidence.key == key:
-            self._confront(now, complaint.evidence, sender)
-        return self.send_again(now, key, sender, complaint.sender) if key in now.board.accepted else []
-
-    def send_again(self, now: StepState, key: ClaimKey, consumer: str, avoid: str) -> list[Envelope]:
-        """Have `key` sent to `consumer` by a holder whose account stood, rather not by `avoid`."""
-        output = now.board.accepted[key]
-        honest = [header.worker for header in now.board.headers(key) if header.output == output]
-        if key in now.findings:
-            honest.append(REFEREE)
-        source = next((worker for worker in honest if worker != avoid), None)
-        if source is None and avoid in honest and avoid in now.route.trusted:
-            source = avoid
-        ruling = [self._to(consumer, Accepted(key, output))]
-        if source is None:
-            return ruling + self._through_here(now, key, consumer)
-        return [*ruling, self._to(source, Supply(key, (consumer,)))]
-
-    def _through_here(self, now: StepState, key: ClaimKey, consumer: str) -> list[Envelope]:
-        """Between two workers nothing can be proven: whoever signed `key` sends it to the coordinator, which hands it on."""
-        output = now.board.accepted[key]
-        signers = tuple(header.worker for header in now.board.headers(key) if header.output == output)
-        sources = tuple(worker for worker in signers if worker != consumer)
-        awaited = now.awaited.setdefault(key, Awaited(sources))
-        awaited.consumers[consumer] = None
-        return [self._to(source, Supply(key, (COORDINATOR,))) for source in awaited.sources]
-
-    def _unfounded(self, now: StepState, key: ClaimKey, sender: str) -> None:
-        """It complains of what a trusted party delivered, which was checked before it left: the complaint is the lie."""
-        if (key, sender) in now.unfounded or sender in now.route.trusted:
-            return
-        now.unfounded.add((key, sender))
-        self._alert(key, "complaint", (sender,), COORDINATOR)
-        self._notary.unfounded(key, sender)
-        self._membership.false_complaints[sender] += 1
-        self.convict(key, (sender,), "complaint")
-
-    def withheld(self, now: StepState) -> list[Envelope]:
-        """Nothing moves: whoever has claimed nothing made from an accepted tensor may never have got it; send it again."""
-        envelopes = []
-        for key in now.board.accepted:
-            if key.direction in (Direction.FORWARD, Direction.BACKWARD):
-                primary = now.route.primaries[key.stage]
-                for consumer in self._without_answer(now, key):
-                    involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
-                    self._alert(key, "withheld", tuple(involved), DEADLINE)
-                    envelopes += self.send_again(now, key, consumer, avoid=primary)
-        for key in [*now.at_the_referee, *self._not_weighed(now)]:
-            envelopes += self.investigate(now, key)
-        return envelopes
+    def not_examined(self, now: StepState) -> list[Envelope]:
+        """Nothing moves: the referee is asked again, and about claims that nobody has weighed."""
+        return [envelope for key in [*now.at_the_referee, *self._not_weighed(now)] for envelope in self.investigate(now, key)]
 
     def _not_weighed(self, now: StepState) -> list[ClaimKey]:
         """Claims whose primary has spoken and whose shadow or comparer may never have got what it needs to weigh them."""
@@ -339,111 +268,7 @@ class Court:
             and all(parent in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches))
         ]
 
-    def overdue(self, now: StepState, worker: str) -> None:
-        """`worker` has missed the last deadline: put on record which claims it owed."""
-        for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
-            if worker in absent(now.route, now.board, key, self._policy.likeness):
-                self._alert(key, "withheld", (worker,), DEADLINE)
-
-    def _without_answer(self, now: StepState, key: ClaimKey) -> list[str]:
-        """Consumers of an accepted tensor that have not claimed anything made from it."""
-        forward = key.direction is Direction.FORWARD
-        neighbour = now.route.after(key.stage) if forward else now.route.before(key.stage)
-        if neighbour is None:
-            return []
-        if neighbour == now.route.stages[-1]:  # the ends of the pipeline claim nothing; they have a loss and a gradient
-            return [] if key.micro_batch in now.losses else [now.route.primaries[neighbour]]
-        if neighbour == 0:
-            gradient = ClaimKey(now.step, now.attempt, Direction.GRADIENT, 0)
-            return [] if now.board.headers(gradient) else [now.route.primaries[0]]
-        posted = {header.worker for header in now.board.headers(replace(key, stage=neighbour))}
-        return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
-
-    def relay(self, now: StepState, sender: str, claim: Claim) -> list[Envelope]:
-        """Keep a tensor that passes through here until its key is accepted; hand on at once what was asked for."""
-        key = claim.header.key
-        if key in now.awaited and sender in now.awaited[key].sources:
-            return self._answered(now, key, sender, claim)
-        if sender != now.route.primaries[key.stage] or not now.route.relay:
-            return []
-        now.relayed.setdefault(key, (sender, claim))
-        return self._forward_relayed(now, key) if key in now.board.accepted else []
-
-    def substituted(self, refused: StateRefused) -> None:
-        """A trusted party was sent another state than the sealed one, by somebody who holds the stage."""
-        key = ClaimKey(refused.version - 1, 0, Direction.UPDATE, refused.stage)
-        sender, slot = refused.sender, (refused.stage, refused.version, refused.sender)
-        if slot in self._substituted or sender in self._membership.route.trusted:
-            return
-        self._substituted.add(slot)
-        self._alert(key, "state", (sender,))
-        self._notary.misdelivered(key, sender, refused.got, refused.sealed)
-        self.convict(key, (sender,), "state")
-
-    def _answered(self, now: StepState, key: ClaimKey, sender: str, claim: Claim) -> list[Envelope]:
-        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie."""
-        got = tensor_digest(claim.tensor)
-        if got == now.board.accepted[key]:
-            return [self._to(consumer, claim) for consumer in now.awaited.pop(key).consumers]
-        if (key, sender) not in now.unfounded:
-            now.unfounded.add((key, sender))
-            self._alert(key, "delivery", (sender,))
-            self._notary.misdelivered(key, sender, got, now.board.accepted[key])
-            self.convict(key, (sender,), "delivery")
-        return []
-
-    def _forward_relayed(self, now: StepState, key: ClaimKey) -> list[Envelope]:
-        if key not in now.relayed:
-            return []
-        primary, claim = now.relayed.pop(key)  # who sent it; by now somebody else may be the primary
-        consumers = now.route.consumers(key.direction, key.stage)
-        got = tensor_digest(claim.tensor)
-        if got == now.board.accepted[key]:
-            return [self._to(consumer, claim) for consumer in consumers]
-        self._alert(key, "delivery", (primary,))
-        self._notary.misdelivered(key, primary, got, now.board.accepted[key])
-        self.convict(key, (primary,), "delivery")
-        return [envelope for consumer in consumers for envelope in self.send_again(now, key, consumer, avoid=primary)]
-
-    # -- blame -------------------------------------------------------------------------------------------------------
-
-    def _confront(self, now: StepState, shown: Header | None, by: str) -> None:
-        """Hold a header that `by` was sent against what its signer told the board, now or as soon as it does."""
-        if shown is None or not self._notary.proves(shown):
-            return
-        posted = now.board.signed(shown.key, shown.worker)
-        if posted is None:
-            now.shown[shown.key, shown.worker] = shown, by
-        elif conflict(posted, shown):
-            self._equivocated(now, posted, shown, by)
-
-    def _equivocated(self, now: StepState, first: Header, second: Header, by: str) -> None:
-        """Two headers of one worker for one claim say different things: it is convicted, once a claim, without a referee."""
-        slot = (first.key, first.worker)
-        if slot not in now.equivocators:
-            now.equivocators.add(slot)
-            self._notary.equivocated(first, second, by)
-            self.convict(first.key, (first.worker,), "equivocation")
-
-    def _alert(
-        self,
-        key: ClaimKey,
-        reason: str,
-        suspects: tuple[str, ...],
-        by: str = BOARD,
-        accounts: tuple[Header, ...] = (),
-        inputs: tuple[bytes, ...] | None = None,
-    ) -> None:
-        self._notary.accuse(key, reason, suspects, by, accounts, inputs)
-        self._events.append(Alert(key, reason, suspects))
-
-    def convict(self, key: ClaimKey, culprits: tuple[str, ...], reason: str) -> None:
-        """`culprits` lied about `key`: once each, on the record that bans follow."""
-        self._events.append(Ruling(key, culprits, key.stage, reason))
-        for worker in culprits:
-            self._membership.lies[worker] += 1
-            if self._policy.ban == "quarantine":
-                self._membership.quarantined.add(worker)
+    # -- quarantine --------------------------------------------------------------------------------------------------
 
     def _believed(self, now: StepState, key: ClaimKey, shadow: Header | None) -> Header | None:
         """A trusted shadow's word, where the primary is quarantined; elsewhere two accounts must agree."""
@@ -459,11 +284,11 @@ class Court:
             if header.worker not in self._membership.quarantined:
                 continue
             if header.output != now.board.accepted[key]:
-                self._alert(key, "output", (header.worker,))
+                self._blame.alert(key, "output", (header.worker,))
                 self._notary.quarantined(now.board.signed(key, header.worker) or header, now.board.accepted[key])
-                self.convict(key, (header.worker,), "output")
+                self._blame.convict(key, (header.worker,), "output")
             elif header.inputs != now.inputs(key):
-                self._alert(key, "parent", (header.worker,))
+                self._blame.alert(key, "parent", (header.worker,))
 
     def _to(self, recipient: str, message: Message) -> Envelope:
         return Envelope(COORDINATOR, recipient, message)

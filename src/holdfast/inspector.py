@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from holdfast.blame import Blame
 from holdfast.claim import WHOLE_STEP, ClaimKey, Direction
 from holdfast.court import Court
-from holdfast.event import Alert, Banned, Event, SpotChecked
-from holdfast.evidence.notary import Notary
+from holdfast.event import Banned, SpotChecked
 from holdfast.membership import Membership
 from holdfast.message import Envelope, Finding, Flag, Lacking
 from holdfast.stage import CHECKER, COORDINATOR
@@ -42,15 +42,16 @@ class Rewind:
 class Inspector:
     """Called by the coordinator: a step is sealed, the checker speaks, a timer rings. Keeps a window of steps."""
 
-    def __init__(self, policy: Policy, membership: Membership, court: Court, events: list[Event], notary: Notary) -> None:
+    def __init__(self, policy: Policy, membership: Membership, court: Court, blame: Blame) -> None:
         self.rewind: Rewind | None = None
         self.timers: list[tuple[object, float]] = []
         self._policy = policy
         self._terms = policy.inspection
         self._membership = membership
         self._court = court
-        self._events = events
-        self._notary = notary
+        self._blame = blame
+        self._events = blame.events
+        self._notary = blame.notary
         self._history: dict[int, StepState] = {}
         self._open: dict[ClaimKey, int] = {}
         self._refused: set[ClaimKey] = set()
@@ -140,9 +141,8 @@ class Inspector:
         if not self._stands(now, finding):
             headers = now.board.headers(key)
             culprits = judge(headers, finding, now.inputs(key)).culprits
-            self._events.append(Alert(key, "spot-check", culprits))
             accounts, inputs = now.board.accounts(key), now.inputs(key)
-            self._notary.accuse(key, "spot-check", culprits, CHECKER)
+            self._blame.alert(key, "spot-check", culprits, CHECKER)
             self._notary.judged(finding, inputs, accounts, "spot-check", culprits)
             envelopes = self._convict(key, culprits, "spot-check")
         self._conclude(key)
@@ -170,7 +170,7 @@ class Inspector:
             del self._open[other]
         self._refused.update(unopened)
         about = self._what_made(key) if lacking.state else key
-        self._events.append(Alert(about, "unopened", silent))
+        self._blame.alert(about, "unopened", silent, CHECKER)
         self._notary.unopened(about, stage, silent)
         envelopes = self._convict(about, silent, "unopened")
         self._conclude(key)
@@ -189,7 +189,7 @@ class Inspector:
         """Whoever is new among the culprits has all that it did in the window replayed."""
         self._lies[key.step, key.stage] += 1
         self._earliest = key.step if self._earliest is None else min(self._earliest, key.step)
-        self._court.convict(key, culprits, reason)
+        self._blame.convict(key, culprits, reason)
         new = [worker for worker in culprits if worker not in self._culprits]
         self._culprits |= dict.fromkeys(new)
         envelopes = []
