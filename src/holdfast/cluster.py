@@ -192,7 +192,7 @@ class Cluster:
         module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
         module.train(config.model.dropout > 0)
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
-        shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed)
+        shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed or not self._checked)
         arithmetic = resolve_arithmetic(arithmetics(config).get(worker, "native"))
         return StageExecution(module, AdamW(config.optimizer), shape, arithmetic)
 

@@ -102,8 +102,9 @@ class Result:
 
     @property
     def convictions(self) -> set[tuple[str, ClaimKey]]:
-        """Who was named as the liar about what."""
-        return {(worker, ruling.key) for ruling in self.of(Ruling) for worker in ruling.culprits}
+        """Who was named as the liar about what it said. That somebody sent another state than the sealed one is no account."""
+        told = [ruling for ruling in self.of(Ruling) if ruling.reason != "state"]
+        return {(worker, ruling.key) for ruling in told for worker in ruling.culprits}
 
     @property
     def blamed(self) -> set[str]:
