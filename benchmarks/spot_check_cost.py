@@ -2,9 +2,9 @@
 
     python benchmarks/spot_check_cost.py                 K = 6, q = 0.1, width 256
 
-Operations are counted by torch's own counter over everything that is computed, the checker's share included. Wall time is that
-of one core that computes all members in turn, so it shows the work itself: passes, hashes, signatures. Virtual time is that of
-the described cluster, where the checker has a machine of its own. Clean and checked runs take turns.
+Operations are counted by torch's own counter over everything that is computed, the checker's share included. Time is that of
+one core that computes all members in turn (processor time, since machines are shared), so it shows the work itself: passes,
+hashes, signatures. Virtual time is that of the described cluster, where the checker has a machine of its own. Clean and checked runs take turns.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Operations(TorchDispatchMode):
 
 @dataclass
 class Cost:
-    """Of some steps: operations, wall and virtual seconds, bytes of states and of all the rest, claims computed again."""
+    """Of some steps: operations, seconds of the processor and of the virtual clock, bytes of states and of all the rest."""
 
     operations: float
-    wall_s: float
+    cpu_s: float
     virtual_s: float
     state_bytes: int
     other_bytes: int
@@ -84,13 +84,13 @@ def measure(options: argparse.Namespace, defence: str, *, count: bool) -> Cost:
     cluster.run_step(0)
     cluster.settle()
     sizes, counter = weigh(cluster), Operations()
-    virtual, wall = cluster.launcher.now, time.perf_counter()
+    virtual, began = cluster.launcher.now, time.process_time()
     with counter if count else nullcontext():
         for step in range(1, options.steps + 1):
             assert cluster.run_step(step) is None
         ended = cluster.launcher.now
         assert cluster.settle() is None
-    elapsed = time.perf_counter() - wall
+    elapsed = time.process_time() - began
     return Cost(counter.total, elapsed, ended - virtual, sizes["states"], sizes["rest"])
 
 
@@ -106,20 +106,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     clean, checked = (measure(options, defence, count=True) for defence in ("none", "spot-check"))
-    walls = []
+    times = []
     for _ in range(options.repeats):
-        pair = [measure(options, defence, count=False).wall_s for defence in ("none", "spot-check")]
-        walls.append(pair[1] / pair[0])
+        pair = [measure(options, defence, count=False).cpu_s for defence in ("none", "spot-check")]
+        times.append(pair[1] / pair[0])
     row = [
         f"{options.width}",
         f"{options.micro_batches} x {options.batch} x {options.sequence}",
         f"{checked.operations / clean.operations:.3f}x",
-        f"{spread(walls)}x",
+        f"{spread(times)}x",
         f"{checked.virtual_s / clean.virtual_s:.3f}x",
         f"{checked.other_bytes / clean.other_bytes:.3f}x",
         f"{checked.state_bytes / options.steps / 1e6:.2f} MB a step",
     ]
-    header = ["width", "tokens a step", "operations", "wall on one core", "virtual", "bytes but states", "state transfer"]
+    header = ["width", "tokens a step", "operations", "time of one core", "virtual", "bytes but states", "state transfer"]
     show(f"Cost of spot checks, K = {STAGES}, q = {options.q}, {options.steps} steps", header, [row])
 
 
