@@ -4,7 +4,8 @@
 
 Operations are counted by torch's own counter over everything that is computed, the checker's share included. Time is that of
 one core that computes all members in turn (processor time, since machines are shared), so it shows the work itself: passes,
-hashes, signatures. Virtual time is that of the described cluster, where the checker has a machine of its own. Clean and checked runs take turns.
+hashes, signatures. Virtual time is that of the described cluster, where the checker has a machine of its own. Clean and checked
+runs take turns.
 """
 
 from __future__ import annotations
