@@ -161,6 +161,8 @@ class Coordinator:
             case Loss(step, attempt, micro_batch, value) if (step, attempt) == (now.step, now.attempt):
                 if sender == now.route.primaries[-1]:
                     now.losses[micro_batch] = value
+            case Lacking() if sender == REFEREE:
+                now.lacking[message.key] = message
             case Flag() if now.is_current(message.key):
                 self.inspector.flag(now, sender, message)
         return []
@@ -353,6 +355,7 @@ class Coordinator:
             owed += [source for stage, _ in self.membership.missing() for source in self.membership.sources(stage)[:1]]
         else:
             owed = [source for awaited in now.awaited.values() for source in awaited.sources]
+            owed += [holder for stage in now.unopened for holder in now.route.holders(stage)]
             owed += owing(
                 now.route,
                 now.board,

@@ -10,7 +10,7 @@ import torch
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header
 from holdfast.config import BanPolicy
 from holdfast.likeness import Likeness
-from holdfast.message import Finding, Update
+from holdfast.message import Finding, Lacking, Update
 from holdfast.optimizer import Clipping
 from holdfast.recover.remedy import Dispute, Redo, Remedy
 from holdfast.route import Route
@@ -88,6 +88,7 @@ class StepState:
     unheard: set[ClaimKey] = field(default_factory=set)
     awaited: dict[ClaimKey, Awaited] = field(default_factory=dict)
     unfounded: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    lacking: dict[ClaimKey, Lacking] = field(default_factory=dict)
     redo: tuple[Redo, str] | None = None
     update: Update | None = None
     clipping: Clipping = field(default_factory=lambda: Clipping(0.0, 1.0))
@@ -125,6 +126,13 @@ class StepState:
     @property
     def at_the_referee(self) -> set[ClaimKey]:
         return self.examined - self.findings.keys()
+
+    @property
+    def unopened(self) -> list[int]:
+        """Stages whose holders have not shown the referee what it was sent for, though asked again."""
+        open_cases = [self.lacking[key] for key in self.at_the_referee if key in self.lacking]
+        found = [[case.key.stage] if case.state else [parent.stage for parent in case.inputs] for case in open_cases]
+        return list(dict.fromkeys(stage for stages in found for stage in stages))
 
     def update_key(self, stage: int) -> ClaimKey:
         return ClaimKey(self.step, self.attempt, Direction.UPDATE, stage)
