@@ -259,7 +259,7 @@ _FIELDS: dict[str, type] = {
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is unreadable: {error}; use an older checkpoint") from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         got = state.get("schema") if isinstance(state, dict) else state
@@ -267,4 +267,11 @@ def _read_state(path: Path) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(state.get(name), kind):
             raise CheckpointError(f"{path}: {name} is {state.get(name)!r}, it must be of type {kind.__name__}")
+    inside = {"weights_in_model": (state["weights_in_model"], str), "updates": (state["updates"].values(), int)}
+    for name, (values, kind) in {**inside, "digests": (state["digests"].values(), str)}.items():
+        wrong = [value for value in values if type(value) is not kind]
+        if wrong:
+            raise CheckpointError(f"{path}: {name} holds {wrong[0]!r}, where each must be of type {kind.__name__}")
+    if state["version"] < 0:
+        raise CheckpointError(f"{path}: version is {state['version']}, it must be 0 or more")
     return state
