@@ -74,18 +74,18 @@ class Archive:
         self.digests, self.version, self.checked = dict(digests), version, checked
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
-        if isinstance(envelope.message, StateTransfer):
-            state = envelope.message.state
-            known = state.stage in self.digests and state.version == self.version
-            got = state_digest(state) if known and self.checked else b""
-            if known and (not self.checked or got == self.digests[state.stage]):
-                self.states.setdefault(state.stage, state)
-            elif known:
-                sealed = self.digests[state.stage]
-                self.refused += 1
-                refused = StateRefused(state.stage, state.version, envelope.sender, got, sealed)
-                return [Envelope(self.name, COORDINATOR, refused)]
-        return []
+        if not isinstance(envelope.message, StateTransfer):
+            return []
+        state = envelope.message.state
+        if state.stage not in self.digests or state.version != self.version:
+            return []
+        sealed = self.digests[state.stage]
+        got = state_digest(state) if self.checked else sealed
+        if got == sealed:
+            self.states.setdefault(state.stage, state)
+            return []
+        self.refused += 1
+        return [Envelope(self.name, COORDINATOR, StateRefused(state.stage, state.version, envelope.sender, got, sealed))]
 
     def next_work(self, device: int) -> None:
         return None

@@ -277,11 +277,12 @@ def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             table = table.setdefault(section, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"--set {text!r}: {section!r} is a value, not a table")
-        table[key] = _value(value.strip())
+        table[key] = toml_value(value.strip())
     return result
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it; what is none is a bare word."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -303,27 +304,30 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{text!r}: expected param=value after the name, got {pair!r}")
-        parameters[key.strip().replace("-", "_")] = _value(value.strip())
+        parameters[key.strip().replace("-", "_")] = toml_value(value.strip())
     return name.strip(), parameters
 
 
 def to_toml(config: RunConfig) -> str:
     """The resolved config as TOML; reading it back gives an equal config."""
     tables = config.model_dump(mode="json", exclude_none=True)
-    lines = [f"{key} = {_literal(value)}" for key, value in tables.items() if not isinstance(value, dict) and key != "attack"]
+    lines = [
+        f"{key} = {toml_literal(value)}" for key, value in tables.items() if not isinstance(value, dict) and key != "attack"
+    ]
     for name, table in tables.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in table.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {toml_literal(value)}" for key, value in table.items())]
     for attack in tables["attack"]:
-        lines += ["", "[[attack]]", *(f"{key} = {_literal(value)}" for key, value in attack.items())]
+        lines += ["", "[[attack]]", *(f"{key} = {toml_literal(value)}" for key, value in attack.items())]
     return "\n".join(lines).strip() + "\n"
 
 
-def _literal(value: Any) -> str:
+def toml_literal(value: Any) -> str:
+    """A value as TOML writes it: the inverse of `toml_value`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's too
     if isinstance(value, list):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
+        return "[" + ", ".join(toml_literal(item) for item in value) + "]"
     return repr(value)

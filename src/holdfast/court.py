@@ -199,9 +199,7 @@ class Court:
     def _to_measure(self, now: StepState, key: ClaimKey) -> tuple[Measured, ...]:
         """The accounts that the referee must hold against its own by distance: all, as soon as one is of another class."""
         likeness, headers = self._policy.likeness, now.board.headers(key)
-        if likeness is None or not any(
-            likeness.unlike(header.worker, other) for header in headers for other in self._peers(headers)
-        ):
+        if likeness is None or not any(likeness.unlike(header.worker, REFEREE) for header in headers):
             return ()
         found = []
         for header in headers:
@@ -210,10 +208,6 @@ class Court:
                 most = likeness.bound(key.stage, key.direction, header.worker, REFEREE).guilty
             found.append(Measured(header.worker, header.output, header.norms, most.overall, most.worst_row))
         return tuple(found)
-
-    @staticmethod
-    def _peers(headers: tuple[Header, ...]) -> tuple[str, ...]:
-        return (REFEREE, *(header.worker for header in headers))
 
     def judge(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """The referee has computed `key`: name who differs, and go on with who does not."""

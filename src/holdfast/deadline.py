@@ -27,7 +27,7 @@ def absent(route: Route, board: Board, key: ClaimKey, likeness: Likeness | None 
     """The holders of the key's stage that have not posted their account of it; if both have, and are unlike, the comparer."""
     holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
     found = [name for role, name in holders.items() if name is not None and board.header(key, role) is None]
-    if found or likeness is None or not likeness.unlike(*holders.values()):
+    if found or likeness is None or not likeness.splits(route, key.stage):
         return found
     comparer = route.comparer(key.direction, key.stage)
     return [] if comparer is None or board.header(key, Role.COMPARER) is not None else [comparer]

@@ -76,7 +76,7 @@ class Inbox:
         key = claim.header.key
         if (key.step, key.attempt) < self._now or key in self._usable:
             return []
-        if not self._fits(claim.tensor) or (claim.origin is not None and not self._fits(claim.origin)):
+        if not self.fits(claim.tensor) or (claim.origin is not None and not self.fits(claim.origin)):
             return [_complaint(sender, claim, b"")]
         if not self._checked:
             self._usable[key] = claim
@@ -127,10 +127,6 @@ class Inbox:
         """The digest of a usable tensor: as ruled, else as computed here; empty with defences off, where nothing is hashed."""
         return self._rulings.get(key) or self._vouched.get(key, b"")
 
-    def fits(self, claim: Claim) -> bool:
-        """Whether the tensor looks like one that goes between two stages."""
-        return self._fits(claim.tensor)
-
     def _settle(self, delivery: _Delivery) -> Complaint | None:
         key = delivery.claim.header.key
         match check_delivery(delivery.sender, delivery.digest, self._rulings.get(key)):
@@ -143,7 +139,8 @@ class Inbox:
             case _:
                 raise AssertionError(f"settled the {key} without a ruling")
 
-    def _fits(self, tensor: Tensor) -> bool:
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether it looks like one that goes between two stages."""
         return tuple(tensor.shape) == self._boundary.shape and tensor.dtype == self._boundary.dtype
 
 

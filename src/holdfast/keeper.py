@@ -113,10 +113,8 @@ class Keeper:
         self._newest = version, path
         return path
 
-    def last_certified(self, version: int | None = None) -> States:
-        """The newest checkpoint of this run not past `version`, or version 0; as far as the run is certified, they are."""
-        if version is not None:
-            self.forget_after(version)
+    def last_certified(self) -> States:
+        """The newest checkpoint of this run, or version 0; as far as the run is certified, they are."""
         if self._newest is not None:
             path = self._newest[1]
             return states_of(read_checkpoint(path), self._job, path)

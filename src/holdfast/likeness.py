@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from holdfast.claim import Direction
 from holdfast.errors import ConfigError
 from holdfast.numerics import numerics_class, resolve_arithmetic
+from holdfast.route import Route
 from holdfast.verify.calibration import Calibration, from_toml
 from holdfast.verify.resync import Budget, Formula
 from holdfast.verify.tolerance import Bound
@@ -41,6 +42,10 @@ class Likeness:
         if one is None or other is None:
             return False
         return self.classes[one] != self.classes[other]
+
+    def splits(self, route: Route, stage: int) -> bool:
+        """Whether the two holders of a stage compute with other bytes."""
+        return self.unlike(route.primaries[stage], route.shadows[stage])
 
     def bound(self, stage: int, direction: Direction, one: str, other: str) -> Bound:
         """Of the results of two unlike members."""

@@ -238,10 +238,12 @@ class Stage:
 
     @property
     def _is_unlike_primary(self) -> bool:
+        return self.role is Role.SHADOW and self._is_split
+
+    @property
+    def _is_split(self) -> bool:
         likeness, route = self._terms.likeness, self._route
-        if likeness is None or route is None or self.role is Role.PRIMARY:
-            return False
-        return likeness.unlike(route.primaries[self.index], self._worker)
+        return likeness is not None and route is not None and likeness.splits(route, self.index)
 
     def _resynchronise(self, offered: StageState, order: Update) -> None:
         """Take the primary's new state for the own one, if it follows from the own gradient in all but rounding."""
@@ -259,11 +261,8 @@ class Stage:
 
     def _offers(self) -> list[Envelope]:
         """A primary shows its new state to a shadow that computes with other bytes."""
-        likeness, route = self._terms.likeness, self._route
-        if likeness is None or route is None or self.role is not Role.PRIMARY:
-            return []
-        shadow = route.shadows[self.index]
-        if shadow is None or not likeness.unlike(shadow, self._worker):
+        shadow = None if self._route is None else self._route.shadows[self.index]
+        if shadow is None or self.role is not Role.PRIMARY or not self._is_split:
             return []
         return [self._to(shadow, Offer(self._now.attempt, self.candidate()))]
 

@@ -95,8 +95,7 @@ class StepState:
 
     def is_unlike(self, stage: int) -> bool:
         """Whether the two holders of the stage compute with other bytes."""
-        holders = self.route.primaries[stage], self.route.shadows[stage]
-        return self.likeness is not None and self.likeness.unlike(*holders)
+        return self.likeness is not None and self.likeness.splits(self.route, stage)
 
     @property
     def updating(self) -> set[int]:

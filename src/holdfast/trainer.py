@@ -160,11 +160,12 @@ class Trainer:
         """
         evaluates, keeps = (self._is_due(step, every) for every in self._intervals)
         over = step == self._config.training.steps or self._stopping
-        if evaluates or keeps or over:
-            broken = cluster.settle()
-            if broken is not None:
-                raise FaultWindowExceeded(broken)
-        states = cluster.collect() if evaluates or keeps or over else {}
+        if not (evaluates or keeps or over):
+            return {}
+        broken = cluster.settle()
+        if broken is not None:
+            raise FaultWindowExceeded(broken)
+        states = cluster.collect()
         if evaluates:
             self._evaluate(job, states, step)
         if keeps and not over:
@@ -207,11 +208,13 @@ class Trainer:
         if again or self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {self._counts.rollbacks} times, last in step {step}: {reason}")
         rewind = cluster.coordinator.inspector.rewind
-        states: States | None = None if rewind is None else cluster.recall(rewind)
+        states: States | None = None
+        if rewind is not None:
+            keeper.forget_after(rewind.version)
+            states = cluster.recall(rewind)
         if states is None:
-            states = keeper.last_certified(None if rewind is None else rewind.version)
+            states = keeper.last_certified()
         self._measure(cluster)
-        keeper.forget_after(_version(states))
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
 

@@ -109,7 +109,7 @@ class Worker:
     def _deliver(self, sender: str, claim: Claim) -> list[Envelope]:
         """A primary's tensor is for use, a shadow's first of all for comparison; both may complete one."""
         key, role = claim.header.key, claim.header.role
-        compared = self._terms.likeness is not None and self._inbox.fits(claim) and self._holds(sender, key, role)
+        compared = self._terms.likeness is not None and self._inbox.fits(claim.tensor) and self._holds(sender, key, role)
         answerable = role is not Role.SHADOW or not compared
         told = self._to_coordinator(self._inbox.deliver(sender, claim, answerable=answerable))
         return [*told, *(self._compare(claim, role) if compared else [])]
@@ -120,8 +120,8 @@ class Worker:
         if route is None or likeness is None or not 0 <= key.stage < len(route.primaries) or key.micro_batch == WHOLE_STEP:
             return False
         holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
-        unlike = likeness.unlike(holders[Role.PRIMARY], holders[Role.SHADOW])
-        return unlike and holders.get(role) == sender and route.comparer(key.direction, key.stage) == self.name
+        mine = route.comparer(key.direction, key.stage) == self.name
+        return mine and holders.get(role) == sender and likeness.splits(route, key.stage)
 
     def _compare(self, claim: Claim, role: Role) -> list[Envelope]:
         found = self._comparer.take(claim, role)

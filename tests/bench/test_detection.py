@@ -15,7 +15,8 @@ import pytest
 
 from holdfast.attacks import ATTACKS, Ledger
 from holdfast.bench.cell import ALL_STAGES, HONEST, Cell, Setup, config_of, defence_tables, directions_of, honest_cell
-from holdfast.bench.figure import FORMATS, draw
+from holdfast.bench.drawing import FORMATS
+from holdfast.bench.figure import draw
 from holdfast.bench.intervals import expected_share, proportion
 from holdfast.bench.measure import _innocents_named
 from holdfast.bench.rows import Row, rows_of

@@ -11,14 +11,13 @@ Whatever the version at hand can be configured to do is a defence here: a new on
 from __future__ import annotations
 
 import shlex
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.attacks import resolve_attack
 from holdfast.cast import Troupe
-from holdfast.config import RunConfig, assign, parse_spec, resolve
+from holdfast.config import RunConfig, assign, parse_spec, resolve, toml_value
 from holdfast.errors import ConfigError
 from holdfast.settings import check_available, merge, numbers, split_attack
 
@@ -183,14 +182,7 @@ def _attack_table(cell: Cell) -> dict[str, Any]:
 
 def _several(value: Any) -> Any:
     """A list where `+` joins words, which commas cannot."""
-    return [_word(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value
-
-
-def _word(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    return [toml_value(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value
 
 
 def _key(pair: str) -> str:

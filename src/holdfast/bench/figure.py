@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.bench.cell import HONEST
+from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.rows import Row
 from holdfast.bench.table import frame
-from holdfast.errors import MissingExtra
 
-FORMATS = ("svg", "pdf", "png")
 MISSED, HALF, CAUGHT = "#E69F00", "#F4F1EA", "#0072B2"
-BAR, INK, GREY, ALARM = "#B8C9D6", "#222222", "#767676", "#D55E00"
+BAR, ALARM = "#B8C9D6", "#D55E00"
 COSTS = {
     "virtual_ratio": "virtual time",
     "bytes_ratio": "bytes sent",
@@ -33,27 +32,6 @@ COSTS = {
 }
 ROW_INCHES, BAR_INCHES, PANEL_INCHES, FRAME_INCHES = 0.3, 0.24, 0.62, 1.5
 FALSE_ALARMS = "false alarms"
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "holdfast",
-}
-
-
-def require_matplotlib() -> Any:
-    """The library, drawing without a screen; raises MissingExtra where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingExtra("matplotlib", extra="bench", purpose="`holdfast bench`") from None
-    matplotlib.use("Agg")
-    return matplotlib
 
 
 def draw(rows: Sequence[Row], out: Path, name: str = "detection") -> list[Path]:
@@ -76,10 +54,7 @@ def draw(rows: Sequence[Row], out: Path, name: str = "detection") -> list[Path]:
         left, right = figure.subfigures(1, 2, width_ratios=[2.2 + 1.2 * len(defences), 3.8], wspace=0.03)
         _matrix(left, table, labels, defences, max(lines, (height - FRAME_INCHES) / (1.6 * ROW_INCHES)))
         _costs(right, table, defences)
-        paths = [out / f"{name}.{form}" for form in FORMATS]
-        for path in paths:
-            undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, dpi=200, metadata=undated)
+        paths = save(figure, out, name)
         pyplot.close(figure)
     return paths
 

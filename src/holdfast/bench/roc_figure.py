@@ -13,34 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.bench.drawing import GREY, STYLE, require_matplotlib, save
 from holdfast.bench.roc import Honest, Roc, Tampered
-from holdfast.errors import MissingExtra
 
-FORMATS = ("svg", "pdf", "png")
-INK, GREY, BAND = "#222222", "#767676", "#C9C9C9"
+BAND = "#C9C9C9"
 COLOURS = {"forward": "#0072B2", "backward": "#D55E00", "update": "#009E73"}
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "holdfast",
-}
-
-
-def require_matplotlib() -> Any:
-    """The library, drawing without a screen; raises MissingExtra where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingExtra("matplotlib", extra="bench", purpose="`holdfast bench roc`") from None
-    matplotlib.use("Agg")
-    return matplotlib
 
 
 def draw(roc: Roc, out: Path, name: str = "roc") -> list[Path]:
@@ -64,10 +42,7 @@ def draw(roc: Roc, out: Path, name: str = "roc") -> list[Path]:
         for axes in grid[:, 0]:
             axes.set_ylabel("share detected")
         _legend(figure, roc)
-        paths = [out / f"{name}.{form}" for form in FORMATS]
-        for path in paths:
-            undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, dpi=200, metadata=undated)
+        paths = save(figure, out, name)
         pyplot.close(figure)
     return paths
 

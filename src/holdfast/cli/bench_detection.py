@@ -104,7 +104,7 @@ def _fresh(out: Path) -> Path:
 
 def _require_extras() -> None:
     """Before an hour of runs, not after it."""
-    from holdfast.bench.figure import require_matplotlib
+    from holdfast.bench.drawing import require_matplotlib
     from holdfast.bench.intervals import proportion
     from holdfast.bench.table import frame
 

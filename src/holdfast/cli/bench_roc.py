@@ -34,9 +34,9 @@ def roc(
     quiet: QUIET = False,
 ) -> None:
     """Measure tolerance across unlike hardware: false alarms, and the detection rate against the size of a forgery."""
+    from holdfast.bench.drawing import require_matplotlib
     from holdfast.bench.environment import environment
     from holdfast.bench.roc import ARITHMETICS, Plan, run_roc
-    from holdfast.bench.roc_figure import require_matplotlib
     from holdfast.bench.roc_report import summary, write_roc
     from holdfast.errors import ConfigError
     from holdfast.presets import default_out

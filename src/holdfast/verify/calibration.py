@@ -9,7 +9,6 @@ that is too far apart for the caps gets none: a check that cannot run is not a p
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import tomllib
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.claim import Direction
+from holdfast.config import toml_literal
 from holdfast.errors import ConfigError
 from holdfast.verify.tolerance import CAP, EQUAL, ROW_CAP, Bound, Distance
 
@@ -154,7 +154,7 @@ class Calibration:
         lines = [f"version = {VERSION}", f"margin = {self.margin!r}"]
         for pairing, row in sorted(self.rows.items()):
             lines += ["", "[[pair]]"]
-            lines += [f"{key} = {_literal(value)}" for key, value in _to_table(pairing, row).items()]
+            lines += [f"{key} = {toml_literal(value)}" for key, value in _to_table(pairing, row).items()]
         return "\n".join(lines) + "\n"
 
 
@@ -262,14 +262,6 @@ def _roundoff(dtype: str) -> float:
     if dtype not in ROUNDOFF:
         raise ConfigError(f"dtype {dtype!r} has no bounds; known are {', '.join(ROUNDOFF)}")
     return ROUNDOFF[dtype]
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's too
-    return repr(value)
 
 
 def _reason(error: Exception) -> str:
