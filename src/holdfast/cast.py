@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping
 
 from holdfast.attacks import Campaign, DishonestWorker, Ledger, Misconduct, resolve_attack
 from holdfast.claim import ClaimKey
-from holdfast.cluster import INITIATOR, names_of_workers
 from holdfast.config import RunConfig
+from holdfast.engine import names_of_workers
 from holdfast.event import Event, RolledBack
 from holdfast.faults import FaultPlan, Faults, FaultyActor
 from holdfast.message import Actor
+from holdfast.stage import INITIATOR
 
 
 class Troupe:

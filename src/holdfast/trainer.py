@@ -20,9 +20,10 @@ from typing import Protocol
 
 import torch
 
-from holdfast.cluster import Cluster, Company, Deployment, arithmetics, names_of_workers, open_notary
+from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
+from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
@@ -54,6 +55,7 @@ class Trainer:
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
     before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
+    `engine` carries the run (None: in memory, with the cast); it is closed at the end.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Trainer:
         resume: Path | None = None,
         job: Job | None = None,
         deployed: Callable[[Cluster], None] = lambda _cluster: None,
+        engine: Engine | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
         self._counts = Counts()
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
+        self._engine: Engine = MemoryEngine(config, cast) if engine is None else engine
         self._resume = resume
         self._job = job
         self._deployed = deployed
@@ -100,6 +104,7 @@ class Trainer:
             ended = "stopped" if self._stopping else "finished"
             return result
         finally:
+            self._engine.close()
             self._notary.close(ended)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ class Trainer:
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
         cluster = Cluster(
-            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._cast
+            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._engine
         )
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
@@ -295,7 +300,7 @@ def _united(states: States) -> dict[str, torch.Tensor]:
 
 def _usage(cluster: Cluster) -> tuple[float, int, Mapping[str, float]]:
     launcher = cluster.launcher
-    return launcher.now, cluster.transport.traffic.bytes_sent, launcher.seconds_by_kind
+    return launcher.now, launcher.bytes_sent, launcher.seconds_by_kind
 
 
 def _published(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -33,10 +33,20 @@ class Deadlock(HoldfastError):
     """Nothing is on its way, nobody works, no timer runs, and what was waited for has not come."""
 
 
+class Traffic(Protocol):
+    """Bytes that left the members' machines."""
+
+    @property
+    def bytes_sent(self) -> int: ...
+
+
 class Network(Protocol):
     """A transport in virtual time (`transport.MemoryTransport`). `now_s` is the only clock; `receive` moves it forward."""
 
     now_s: float
+
+    @property
+    def traffic(self) -> Traffic: ...
 
     @property
     def next_s(self) -> float: ...
@@ -73,13 +83,16 @@ class Hooks:
 
 
 class InProcess:
-    """The loop. `seconds_by_kind` is wall time spent in `execute`, `busy_s` virtual time of each (worker, device)."""
+    """The loop. `seconds_by_kind` is wall time spent in `execute`, `busy_s` virtual time of each (worker, device).
+
+    `transport` is the network that it was given.
+    """
 
     def __init__(self, actors: Iterable[Actor], network: Network, timing: Timing = Timing(), hooks: Hooks = Hooks()) -> None:
         self.seconds_by_kind: dict[str, float] = defaultdict(float)
         self.busy_s: dict[tuple[str, int], float] = defaultdict(float)
         self._members = {actor.name: _Member(actor) for actor in actors}
-        self._network = network
+        self.transport = self._network = network
         self._timing = timing
         self._hooks = hooks
         self._agenda: list[tuple[float, int, _Handler, _Member, Any]] = []
@@ -90,6 +103,10 @@ class InProcess:
     def now(self) -> float:
         """Virtual seconds since the start."""
         return self._network.now_s
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._network.traffic.bytes_sent
 
     def inject(self, envelopes: Iterable[Envelope]) -> None:
         """Send messages from outside; they travel as if their senders had sent them now."""
