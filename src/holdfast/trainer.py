@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
-from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
+from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Joined, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
 from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
@@ -55,7 +56,7 @@ class Trainer:
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
     before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
-    `engine` carries the run (None: in memory, with the cast); it is closed at the end.
+    `open_engine` opens what carries the run (None: in memory, with the cast); it is closed at the end.
     """
 
     def __init__(
@@ -67,14 +68,15 @@ class Trainer:
         resume: Path | None = None,
         job: Job | None = None,
         deployed: Callable[[Cluster], None] = lambda _cluster: None,
-        engine: Engine | None = None,
+        open_engine: Callable[[], Engine] | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
         self._counts = Counts()
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
-        self._engine: Engine = MemoryEngine(config, cast) if engine is None else engine
+        self._open_engine = open_engine or partial(MemoryEngine, config, cast)
+        self._engine: Engine | None = None
         self._resume = resume
         self._job = job
         self._deployed = deployed
@@ -104,7 +106,8 @@ class Trainer:
             ended = "stopped" if self._stopping else "finished"
             return result
         finally:
-            self._engine.close()
+            if self._engine is not None:
+                self._engine.close()
             self._notary.close(ended)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -114,6 +117,7 @@ class Trainer:
         job = self._job if self._job is not None else prepare_tested(self._config)
         check_fits(job)
         self._likeness = _likeness(job)
+        self._engine = self._open_engine()
         keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
@@ -247,6 +251,8 @@ class Trainer:
         """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
         if isinstance(event, (WorkerLost, Banned)):
             self._lost.add(event.worker)
+        if isinstance(event, Joined):
+            self._lost.discard(event.worker)
         self._meter.latest_s = max(self._meter.latest_s, seconds)
         at = self._before.virtual_s + self._meter.virtual_s + self._meter.latest_s
         for observer in self._observers:

@@ -74,12 +74,14 @@ class Hooks:
     """What the loop tells its owner. Envelopes that a hook returns are sent.
 
     `observe(event, now_s)` gets every event; `on_lost(name, reason)` is called `detection_s` after a death, once; `on_refused`
-    is called where an actor refuses a message with ProtocolError (by default the error goes on up).
+    is called where an actor refuses a message with ProtocolError (by default the error goes on up); `on_joined(name)` where
+    a member came that was not there before (never in one process).
     """
 
     observe: Callable[[Event, float], None] = lambda _event, _now_s: None
     on_lost: Callable[[str, str], Sequence[Envelope]] = lambda _name, _reason: ()
     on_refused: Callable[[Envelope, ProtocolError], Sequence[Envelope]] = _raise
+    on_joined: Callable[[str], Sequence[Envelope]] = lambda _name: ()
 
 
 class InProcess:
