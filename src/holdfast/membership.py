@@ -36,7 +36,8 @@ class Membership:
         good = message.version == self.version and message.digest == self.digests[message.stage]
         if good:
             self._holding.add(seat)
-        self._asked.discard(seat)
+        if good or self._tries[seat] < 2 * len(self.sources(message.stage)):
+            self._asked.discard(seat)  # at once, but not for ever: a false word would order whole states as fast as it is said
         return good
 
     def distrust(self, stage: int, worker: str) -> None:
