@@ -244,10 +244,11 @@ class Court:
         return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
 
     def relay(self, now: StepState, sender: str, claim: Claim) -> list[Envelope]:
-        """Keep a tensor that passes through here until its key is accepted."""
+        """Keep a tensor that passes through here until its key is accepted; the first one of each sender counts."""
         key = claim.header.key
-        if sender != now.route.primaries[key.stage] or not now.route.relay:
+        if sender != now.route.primaries[key.stage] or not now.route.relay or (key, sender) in now.carried:
             return []
+        now.carried.add((key, sender))
         now.relayed.setdefault(key, (sender, claim))
         return self._forward_relayed(now, key) if key in now.board.accepted else []
 

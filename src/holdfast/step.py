@@ -48,6 +48,7 @@ class StepState:
     examined: set[ClaimKey] = field(default_factory=set)
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
+    carried: set[tuple[ClaimKey, str]] = field(default_factory=set)
     complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
     shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
