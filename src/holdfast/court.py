@@ -193,7 +193,8 @@ class Court:
         now.complained.add((key, sender))
         if key not in now.disputes:
             involved = dict.fromkeys((complaint.sender, sender))
-            suspects = tuple(worker for worker in involved if worker not in now.route.trusted)
+            members = self._membership.members - set(now.route.trusted)
+            suspects = tuple(worker for worker in involved if worker in members)  # a complaint may name anybody at all
             self._alert(key, "delivery", suspects, sender)
         if complaint.evidence is not None and complaint.evidence.key == key:
             self._confront(now, complaint.evidence, sender)

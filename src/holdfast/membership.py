@@ -15,10 +15,14 @@ from holdfast.route import Route, reshadowed, without
 
 
 class Membership:
-    """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker."""
+    """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker.
+
+    `members` are all that it began with, the lost ones too.
+    """
 
     def __init__(self, route: Route, version: int, digests: Mapping[int, bytes], *, shadowed: bool) -> None:
         self.route = route
+        self.members = frozenset(route.workers)
         self.version = version
         self.digests = dict(digests)
         self.lies: Counter[str] = Counter()

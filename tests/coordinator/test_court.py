@@ -295,6 +295,14 @@ def test_only_a_receiver_can_complain(world, sender, text):
     assert w.events == []
 
 
+@pytest.mark.parametrize("name", ["nobody", "", "referee", "coordinator", "\x1b[2J", "x" * 1_000_000])
+def test_a_complaint_makes_nobody_a_suspect_who_is_no_member(world, name):
+    """Whatever it named went into the alert, the evidence and the reader's terminal as a worker."""
+    w = world().begin()
+    w.say("w1", Complaint(w.key("a00"), name, b"x"))
+    assert record(w) == ["Alert delivery: w1"]
+
+
 def test_a_complaint_about_a_replaced_claim_raises_no_second_alarm(world):
     w = world().lie("w1", "a10", output=b"x").begin()
     while w.key("a10") not in w.accepted:
