@@ -74,7 +74,7 @@ def hammer(request: pytest.FixtureRequest) -> Hammer:
     return Hammer(request.node, request.param == "full")
 
 
-@pytest.fixture(params=[200, pytest.param(FULL, marks=pytest.mark.slow)], ids=["quick", "full"])
+@pytest.fixture(params=[1000, pytest.param(FULL, marks=pytest.mark.slow)], ids=["quick", "full"])
 def depth(request: pytest.FixtureRequest) -> int:
     """How many messages a flood has."""
     return int(request.param)
