@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from holdfast.cluster import Cluster
+from holdfast.cluster import Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.job import Job, prepare
 
@@ -28,7 +28,7 @@ def job_of(*settings: str) -> Job:
 
 def start(job: Job) -> Cluster:
     """A cluster with every seat filled and no step taken."""
-    cluster = Cluster("benchmark", job, lambda _event, _seconds: None)
+    cluster = Cluster(Deployment("benchmark"), job, lambda _event, _seconds: None)
     cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
     return cluster
 

@@ -17,7 +17,7 @@ import torch
 from measure import job_of, show
 
 from holdfast import cluster as clusters
-from holdfast.cluster import Cluster
+from holdfast.cluster import Cluster, Deployment
 from holdfast.evidence.notary import Notary
 
 
@@ -48,7 +48,7 @@ def measure(width: int, micro_batches: int, steps: int) -> list[str]:
     check = Watch(notary.vouches)
     notary.vouches = check  # type: ignore[method-assign]
     try:
-        cluster = Cluster("benchmark", job, lambda _event, _seconds: None, notary=notary)
+        cluster = Cluster(Deployment("benchmark", notary=notary), job, lambda _event, _seconds: None)
         cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
         cluster.run_step(0)
         for watch in (sign, check):

@@ -29,7 +29,12 @@ def broken(page: Path) -> list[str]:
 
 
 def main() -> int:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "experiments").rglob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+    ]
     problems = [problem for page in pages for problem in broken(page)]
     print("\n".join(problems) or f"{len(pages)} pages, every link leads somewhere")
     return 1 if problems else 0

@@ -147,13 +147,38 @@ def test_damage_is_named_before_anything_is_loaded(tmp_path: Path, what: str, mo
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize(("field", "value"), [("schema", 7), ("certified", "yes"), ("updates", None), ("version", "x")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema", 7),
+        ("certified", "yes"),
+        ("updates", None),
+        ("version", "x"),
+        ("version", -1),
+        ("weights_in_model", [["nested"]]),
+        ("weights_in_model", [None]),
+        ("updates", {"a": "many"}),
+        ("updates", {"a": None}),
+        ("digests", {"1": 7}),
+    ],
+)
 def test_a_state_of_another_schema_is_refused(tmp_path: Path, field: str, value: object) -> None:
     path = write_small(tmp_path, 1)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, field: value}))
     module.write_manifest(path)
     with pytest.raises(CheckpointError, match=rf"state\.json.*{field}"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, "{", "\x00"])
+@pytest.mark.parametrize("file", ["state.json", "manifest.json"])
+def test_text_that_no_parser_likes_is_refused(tmp_path: Path, file: str, text: str) -> None:
+    path = write_small(tmp_path, 1)
+    (path / file).write_text(text)
+    if file == "state.json":
+        module.write_manifest(path)
+    with pytest.raises(CheckpointError, match="unreadable"):
         read_checkpoint(path)
 
 

@@ -47,9 +47,10 @@ def clean() -> str:
         Shrink(),
         AttackConfig(spec="zeros", stages=(1,)),
         {"spec": "scale,factor=3", "stages": (1,)},
+        {"spec": Shrink(factor=2.0), "stages": (1,)},
         ["sign-flip,stages=1", Shrink()],
     ],
-    ids=["name", "object", "config", "table", "several"],
+    ids=["name", "object", "config", "table", "object-in-table", "several"],
 )
 def test_an_attack_in_any_form_is_caught_and_costs_nothing(attack: Any, clean: str) -> None:
     result = Experiment(**TINY, attack=attack).run()

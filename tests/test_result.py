@@ -8,7 +8,18 @@ import pytest
 
 from holdfast.claim import ClaimKey, Direction
 from holdfast.evaluate import Evaluation
-from holdfast.event import Alert, Banned, ClaimReplaced, Ruling, StagesSkipped, StepRestarted, StepSealed, WorkerLost
+from holdfast.event import (
+    Alert,
+    Banned,
+    ClaimReplaced,
+    RolledBack,
+    Ruling,
+    SpotChecked,
+    StagesSkipped,
+    StepRestarted,
+    StepSealed,
+    WorkerLost,
+)
 from holdfast.result import Counts, Meter, RunFacts, RunResult, summarise
 
 
@@ -33,7 +44,7 @@ def alert(about, reason="output"):
 
 class Truth:
     def __init__(self, *keys):
-        self.keys = frozenset(keys)
+        self.keys = self.standing = frozenset(keys)
 
     def explains(self, about):
         return about in self.keys
@@ -96,6 +107,26 @@ def test_a_step_that_is_done_again_after_a_rollback_counts_as_it_ended():
     assert counts.missed({key(0, 1)}) == 0
 
 
+def test_spot_checks_of_one_stage_and_step_add_up_once():
+    counts = counted(SpotChecked(3, 1, 2, 0), SpotChecked(3, 1, 6, 1), SpotChecked(3, 2, 6, 0))
+    assert counts.claims_checked == 12
+
+
+def test_what_a_rollback_undoes_is_no_longer_in_the_weights():
+    before, after = key(1), key(2)
+    counts = counted(sealed(1), sealed(2), alert(after, "spot-check"), RolledBack(2, 2, "a lie"), sealed(2))
+    assert counts.detected({before, after}) == 1
+    assert counts.missed({after}) == 1, "forged again in the new attempt, and not seen there"
+    assert counts.missed(()) == 0
+    assert counts.false_alarms(Truth(after)) == 0
+    assert counts.false_alarms(Truth()) == 1
+
+
+def test_checks_are_counted_anew_after_a_rollback():
+    counts = counted(SpotChecked(1, 1, 6, 0), SpotChecked(2, 1, 6, 1), RolledBack(2, 2, "a lie"), SpotChecked(2, 1, 6, 0))
+    assert counts.claims_checked == 18
+
+
 def test_a_meter_adds_clusters_up():
     meter = Meter(latest_s=3.0)
     meter.add(10.0, 100, {"forward": 1.0, "referee": 0.5})
@@ -110,9 +141,9 @@ SCORE = Evaluation(**{field.name: float(place + 2) for place, field in enumerate
 
 def summary(truth=None, facts=FACTS):
     counts = counted(alert(key(0)), sealed(0, loss=3.0), sealed(1, loss=2.0), Ruling(key(0), ("w1",), 1, "output"))
-    counts.rollbacks = 7
+    counts.rollbacks, counts.claims_checked = 7, 12
     meter = Meter()
-    meter.add(10.0, 100, {"forward": 9.0, "shadow-forward": 1.0, "shadow-backward": 2.0, "referee": 0.5})
+    meter.add(10.0, 100, {"forward": 9.0, "shadow-forward": 1.0, "shadow-backward": 2.0, "referee": 0.5, "checker": 0.25})
     return summarise(facts, SCORE, counts, meter, truth)
 
 
@@ -139,9 +170,11 @@ def test_every_field_comes_from_its_own_source():
         stages_skipped=0,
         claims_replaced=0,
         rollbacks=7,
+        claims_checked=12,
         bytes_sent=100,
         verify_seconds=3.0,
         referee_seconds=0.5,
+        check_seconds=0.25,
         certified=True,
         interrupted=False,
         out="out",

@@ -116,7 +116,7 @@ def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise CheckpointError(f"{directory} is no checkpoint, or a torn one: {MANIFEST} is missing; {_ADVICE}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{directory} is torn: {MANIFEST} is unreadable ({error}); {_ADVICE}") from error
 
 

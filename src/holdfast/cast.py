@@ -11,6 +11,7 @@ from holdfast.attacks import Campaign, DishonestWorker, Ledger, Misconduct, reso
 from holdfast.claim import ClaimKey
 from holdfast.cluster import INITIATOR, names_of_workers
 from holdfast.config import RunConfig
+from holdfast.event import Event, RolledBack
 from holdfast.faults import FaultPlan, Faults, FaultyActor
 from holdfast.message import Actor
 
@@ -52,6 +53,16 @@ class Troupe:
     def keys(self) -> Collection[ClaimKey]:
         """Every claim that somebody forged so far."""
         return self.ledger.keys
+
+    @property
+    def standing(self) -> Collection[ClaimKey]:
+        """Those that no rollback has undone."""
+        return self.ledger.standing
+
+    def observe(self, event: Event, _seconds: float) -> None:
+        """Keep the ledger true when the run goes back."""
+        if isinstance(event, RolledBack):
+            self.ledger.undo(event.version)
 
     def explains(self, key: ClaimKey) -> bool:
         """Whether an alert about `key` has a lie behind it."""

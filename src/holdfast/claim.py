@@ -6,7 +6,8 @@ rejected one. Gradients and updates are claims too; they differ only in what was
     direction   micro_batch   input                          output
     FORWARD     m             a_{i-1}                        a_i        hidden states  [B, S, D]
     BACKWARD    m             g_{i+1} (and a_{i-1})          g_i        input gradient [B, S, D]
-    GRADIENT    -1            every input of the step        accumulated weight gradient, with one norm a parameter
+    GRADIENT    -1            every input of the step        accumulated weight gradient (no digest where nobody shadows
+                                                             the stage), with one norm a parameter
     UPDATE      -1            gradient, learning rate, clip  weights and optimizer state after the step
 
 Only digests stand here, so that evidence can be audited on a machine without torch.
@@ -36,8 +37,11 @@ class Direction(enum.StrEnum):
 
 
 class Role(enum.StrEnum):
+    """In which a header is signed. A comparer holds no seat: across numerics classes it says how far two accounts are apart."""
+
     PRIMARY = "primary"
     SHADOW = "shadow"
+    COMPARER = "comparer"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,7 +65,9 @@ class Header:
     """The part of a claim that is signed and posted to the claim board.
 
     `inputs` and `output` are sha256 digests (32 bytes each; see `tensor_digest`); `norms` is empty but for GRADIENT, where it
-    holds the norm of each trainable parameter of the stage in model order, as exact floats of the gradient's dtype.
+    holds the norm of each trainable parameter of the stage in model order, as exact floats of the gradient's dtype. A comparer
+    signs how far its input (the shadow's tensor) and its output (the primary's) are apart: overall and in the worst row, which
+    stand as `norms`.
     """
 
     run: str

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast import seeds
+from holdfast.checker import Checker
 from holdfast.claim import Role, StageState
 from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
@@ -26,24 +27,27 @@ from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.notary import Notary, Register
 from holdfast.execution import StageExecution, StepShape
 from holdfast.inbox import Boundary
+from holdfast.inspector import Rewind
 from holdfast.job import Job
 from holdfast.launch import Deadlock, Hooks, InProcess, Timing
+from holdfast.likeness import Likeness
 from holdfast.membership import Membership
-from holdfast.message import Actor, Envelope, StateTransfer
+from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
+from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
 from holdfast.partition import StageModule
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
-from holdfast.stage import COORDINATOR, Terms, unsigned
-from holdfast.step import Policy
+from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, Terms, unsigned
+from holdfast.step import Inspection, Policy
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
+from holdfast.verify.spotcheck import Sampling
 from holdfast.worker import Hardware, Worker
 
 INITIATOR = "initiator"
-ARCHIVE = "archive"
 
 
 class Company(Protocol):
@@ -54,22 +58,34 @@ class Company(Protocol):
 
 @dataclass
 class Archive:
-    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it ignores."""
+    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports."""
 
     digests: dict[int, bytes] = field(default_factory=dict)
     version: int = -1
     checked: bool = True
     states: dict[int, StageState] = field(default_factory=dict)
+    refused: int = 0
     name: str = ARCHIVE
     devices: int = 1
 
+    def expect(self, digests: Mapping[int, bytes], version: int, *, checked: bool) -> None:
+        """Forget what was collected; from now on these states of `version` are."""
+        self.states.clear()
+        self.digests, self.version, self.checked = dict(digests), version, checked
+
     def receive(self, envelope: Envelope) -> list[Envelope]:
-        if isinstance(envelope.message, StateTransfer):
-            state = envelope.message.state
-            known = state.stage in self.digests and state.stage not in self.states and state.version == self.version
-            if known and (not self.checked or state_digest(state) == self.digests[state.stage]):
-                self.states[state.stage] = state
-        return []
+        if not isinstance(envelope.message, StateTransfer):
+            return []
+        state = envelope.message.state
+        if state.stage not in self.digests or state.version != self.version:
+            return []
+        sealed = self.digests[state.stage]
+        got = state_digest(state) if self.checked else sealed
+        if got == sealed:
+            self.states.setdefault(state.stage, state)
+            return []
+        self.refused += 1
+        return [Envelope(self.name, COORDINATOR, StateRefused(state.stage, state.version, envelope.sender, got, sealed))]
 
     def next_work(self, device: int) -> None:
         return None
@@ -93,26 +109,36 @@ def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
     return tuple(next(name for name in names[i:] if name not in lost) for i in range(stages))
 
 
-class Cluster:
-    """See the module. `observe` gets every event with its virtual time; `lost` are workers that are gone already.
+@dataclass(frozen=True)
+class Deployment:
+    """One of the clusters that a run goes through: `name` is what headers call it, another after each rollback.
 
-    `run` is what headers call it: another name after each rollback. `notary` keeps the evidence (None: none is written).
+    `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
+    because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     """
+
+    name: str
+    lost: frozenset[str] = frozenset()
+    notary: Notary | None = None
+    draw: int = 0
+    likeness: Likeness | None = None
+
+
+class Cluster:
+    """See the module. `observe` gets every event with its virtual time; `company` plays the untrusted workers."""
 
     def __init__(
         self,
-        run: str,
+        deployment: Deployment,
         job: Job,
         observe: Callable[[Event, float], None],
         company: Company | None = None,
-        lost: frozenset[str] = frozenset(),
-        notary: Notary | None = None,
     ) -> None:
         self._job = job
         self._identities = members(job.config) if self._checked else {}
-        self._notary = notary or Notary(register(run, job.config) if self._checked else None)
-        self._run = run
-        self._lost = lost
+        self._notary = deployment.notary or Notary(register(deployment.name, job.config) if self._checked else None)
+        self._deployment = deployment
+        self._run = deployment.name
         self._company = company
         self._batch = lru_cache(maxsize=2)(job.batches.batch)
         self._observe = observe
@@ -125,12 +151,15 @@ class Cluster:
         config = self._job.config
         route = self._route()
         digests = {stage: state_digest(state) for stage, state in states.items()}
-        membership = Membership(route, version, digests, shadowed=self._checked)
+        membership = Membership(route, version, digests, shadowed=self._shadowed)
         self._notary.deployed(self._run, version, route)
         self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
-        referee = Referee(self._run, self._execution, config.pipeline.micro_batches, self._job.plan.costs)
+        costs, likeness = self._job.plan.costs, self._deployment.likeness
+        trusted = partial(self._execution, INITIATOR)
+        referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
+        checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         workers = [self._worker(name) for name in dict.fromkeys(route.primaries)]
-        self.launcher = self._launcher([*workers, self.coordinator, referee, self.archive])
+        self.launcher = self._launcher([*workers, self.coordinator, referee, checker, self.archive])
         target = membership.target()
         self.launcher.inject(
             Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
@@ -142,24 +171,30 @@ class Cluster:
     def _checked(self) -> bool:
         return self._job.config.defence_name != "none"
 
+    @property
+    def _shadowed(self) -> bool:
+        return self._job.config.shadowed
+
     def _route(self) -> Route:
-        primaries = seats(self._job.config.pipeline.stages, self._lost)
+        primaries = seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
-        return plain_route(primaries, [INITIATOR], shadowed=self._checked, jump=jump)
+        return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 
     def _worker(self, name: str) -> Actor:
         mine = name == INITIATOR
         hardware = Hardware(self._job.plan.costs, devices=2 if mine else 1)
         batch = self._batch if mine else None
-        worker = Worker(name, self._execution, self._terms(name), self._boundary(), hardware, batch)
+        worker = Worker(name, partial(self._execution, name), self._terms(name), self._boundary(), hardware, batch)
         return worker if mine or self._company is None else self._company.play(worker)
 
-    def _execution(self, stage: int) -> StageExecution:
+    def _execution(self, worker: str, stage: int) -> StageExecution:
         config = self._job.config
         module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
         module.train(config.model.dropout > 0)
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
-        return StageExecution(module, AdamW(config.optimizer), StepShape(config.pipeline.micro_batches, seed))
+        shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed or not self._checked)
+        arithmetic = resolve_arithmetic(arithmetics(config).get(worker, "native"))
+        return StageExecution(module, AdamW(config.optimizer), shape, arithmetic)
 
     def _terms(self, name: str) -> Terms:
         pipeline = self._job.config.pipeline
@@ -167,9 +202,12 @@ class Cluster:
             self._run,
             self._checked,
             partial(actions, self._job.config),
-            lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._checked),
+            lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._shadowed),
             backward_waits=pipeline.schedule == "gpipe",
             sign=partial(sign_header, identity=self._identities[name]) if self._checked else unsigned,
+            window=self._job.config.window,
+            watched=self._job.config.defence_name == "statistics",
+            likeness=self._deployment.likeness,
         )
 
     def _boundary(self) -> Boundary:
@@ -190,7 +228,22 @@ class Cluster:
             config.defence.ban_policy,
             config.defence.ban_after,
             self._transfer_s,
+            self._shadowed,
+            self._inspection(),
+            self._deployment.likeness,
+            self._job.dtype,
         )
+
+    def _inspection(self) -> Inspection:
+        """In a simulation the secret follows from the run's seed, so that it repeats; workers are not told."""
+        config = self._job.config
+        given = config.defence.check_seed
+        secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
+        draws = Sampling(
+            seeds.derive(secret, "deployment", self._deployment.draw), config.defence.check_claims, config.check_steps
+        )
+        budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
+        return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
     @property
     def _transfer_s(self) -> float:
@@ -226,15 +279,37 @@ class Cluster:
         self.launcher.run_until(lambda: self.coordinator.idle() or self.coordinator.broken is not None)
         return self.coordinator.broken
 
+    def settle(self) -> str | None:
+        """Wait until every check that was drawn has come back; the answer says why the run must go back, if it must."""
+        coordinator = self.coordinator
+        self.launcher.run_until(lambda: coordinator.settled() or coordinator.broken is not None)
+        return coordinator.broken
+
+    def recall(self, rewind: Rewind) -> dict[int, StageState] | None:
+        """The states of a version in the window, from whoever held them then; None where not all are shown any more."""
+        digests = self.coordinator.inspector.digests(rewind.version)
+        if digests is None:
+            return None
+        self.archive.expect(digests, rewind.version, checked=True)
+        self.launcher.inject(self.coordinator.recall(rewind.version, ARCHIVE))
+        try:
+            self.launcher.run_until(lambda: len(self.archive.states) == len(digests))
+        except Deadlock:
+            return None
+        return dict(sorted(self.archive.states.items()))
+
+    def _has_collected(self, wanted: int) -> bool:
+        """Whether every state is there, and the coordinator knows who sent another one."""
+        return len(self.archive.states) == wanted and self.coordinator.refusals == self.archive.refused
+
     def collect(self) -> dict[int, StageState]:
         """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
-        self.archive.states.clear()
         record = self.coordinator.membership
-        self.archive.digests, self.archive.version, self.archive.checked = dict(record.digests), record.version, self._checked
+        self.archive.expect(record.digests, record.version, checked=self._checked)
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
         try:
-            self.launcher.run_until(lambda: len(self.archive.states) == wanted or self.coordinator.broken is not None)
+            self.launcher.run_until(lambda: self._has_collected(wanted) or self.coordinator.broken is not None)
         except Deadlock:
             lacking = sorted(set(range(wanted)) - self.archive.states.keys())
             raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None
@@ -266,6 +341,14 @@ def open_notary(run: str, config: RunConfig) -> Notary:
     signer = None if key is None else load_or_make(Path(key))
     log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config)[COORDINATOR])
     return Notary(register(run, config, signer), log)
+
+
+def arithmetics(config: RunConfig) -> dict[str, str]:
+    """How each member of the described cluster computes, by name; referee and checker sit on the initiator's machine."""
+    stages = config.pipeline.stages
+    given = config.cluster.numerics or ("native",) * stages
+    named = {name: resolve_arithmetic(way).name for name, way in zip(names_of_workers(stages), given, strict=True)}
+    return {**named, REFEREE: named[INITIATOR], CHECKER: named[INITIATOR]}
 
 
 def actions(config: RunConfig, stage: int) -> list[Action]:

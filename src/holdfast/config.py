@@ -86,6 +86,8 @@ class DefenceConfig(Section):
     """`name=None` is duplicate, or none where K = 2 leaves nothing to defend.
 
     `on_alert` is restart, relay, skip, replace, the name of a plug-in, or `file.py:Class` (see holdfast.recover.registry).
+    `check_claims` and `check_steps` are the probabilities p and q of `holdfast.verify.spotcheck`; their draws follow from the
+    run's seed, or from `check_seed`, which nobody else may know.
     """
 
     name: Defence | None = None
@@ -94,6 +96,18 @@ class DefenceConfig(Section):
     ban_policy: BanPolicy = "never"
     ban_after: int = Field(3, ge=1)
     deadline_s: float = Field(30.0, gt=0, description="virtual seconds without progress before who owes counts as dead")
+    check_claims: float = Field(0.0, ge=0, le=1, description="probability that a sealed claim is computed again")
+    check_steps: float | None = Field(
+        None, ge=0, le=1, description="that all of a stage's step is; None: 0.1, or 0 with shadows"
+    )
+    check_seed: int | None = Field(None, ge=0)
+    window: int = Field(8, ge=1, description="sealed steps that workers keep, so that they can be checked and gone back to")
+    flag_budget: float = Field(
+        0.2, ge=0, description="extra checks a step that the flags of one receiver may cause, on average"
+    )
+    redraw_every: int = Field(0, ge=0, description="steps after which other workers sit on the stages (0: never)")
+    calibration: str | None = Field(None, description="file of bounds between numerics classes; None: measured at the start")
+    drift_factor: float = Field(2.0, ge=1, description="times the honest sum of drifts that a shadow may take over")
 
 
 class AttackConfig(Section):
@@ -119,6 +133,7 @@ class ClusterConfig(Section):
     seed: int = Field(0, ge=0)
     seconds_per_forward: float = Field(0.05, gt=0, description="one micro-batch through a stage of average cost")
     speeds: tuple[float, ...] | None = Field(None, description="relative speed of each worker's device, one a stage")
+    numerics: tuple[str, ...] | None = Field(None, description="how each stage's worker computes, by name (holdfast.numerics)")
     detection_s: float = Field(0.1, ge=0, description="time until a dead process is noticed")
     wire_check: bool = False
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
@@ -152,6 +167,38 @@ class RunConfig(Section):
     def defence_name(self) -> Defence:
         return self.defence.name or ("none" if self.pipeline.stages == 2 else "duplicate")
 
+    @property
+    def shadowed(self) -> bool:
+        """Whether every untrusted stage has a shadow that computes all that its primary does."""
+        return self.defence_name in ("duplicate", "duplicate-only")
+
+    @property
+    def check_steps(self) -> float:
+        """The probability q in force."""
+        given = self.defence.check_steps
+        return given if given is not None else 0.0 if self.shadowed or self.defence_name == "none" else 0.1
+
+    @property
+    def spot_checked(self) -> bool:
+        return self.check_steps > 0 or self.defence.check_claims > 0
+
+    @property
+    def window(self) -> int:
+        """The sealed steps that workers really keep: none where nothing is spot-checked."""
+        return self.defence.window if self.spot_checked else 0
+
+    @model_validator(mode="after")
+    def _checks_make_sense(self) -> Self:
+        if self.defence_name == "none" and (self.spot_checked or self.defence.redraw_every):
+            raise ValueError(
+                "spot checks and redrawn seats need a defence: claims are signed only there; use --defence spot-check"
+            )
+        if self.defence_name != "none" and not self.shadowed and not self.spot_checked:
+            raise ValueError(
+                f"defence {self.defence_name!r} with check_steps 0 and check_claims 0 would check nothing; raise one"
+            )
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         stages = self.pipeline.stages
@@ -171,6 +218,14 @@ class RunConfig(Section):
                 raise ValueError(f"attack {attack.spec!r} with 2 stages: there is no untrusted stage; use --stages 3 or more")
         if self.cluster.speeds is not None and len(self.cluster.speeds) != stages:
             raise ValueError(f"cluster.speeds has {len(self.cluster.speeds)} entries; it needs one for each of {stages} stages")
+        numerics = self.cluster.numerics
+        if numerics is not None and len(numerics) != stages:
+            raise ValueError(f"cluster.numerics has {len(numerics)} entries; it needs one for each of {stages} stages")
+        if numerics is not None and numerics[0] != numerics[-1]:
+            raise ValueError(
+                f"cluster.numerics gives the first stage {numerics[0]!r} and the last {numerics[-1]!r}; "
+                "both are on the initiator's machine, so give them the same"
+            )
         return self
 
 
@@ -235,11 +290,12 @@ def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             table = table.setdefault(section, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"--set {text!r}: {section!r} is a value, not a table")
-        table[key] = _value(value.strip())
+        table[key] = toml_value(value.strip())
     return result
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it; what is none is a bare word."""
     try:
         return from_toml(f"value = {text}")["value"]
     except ValueError:
@@ -261,27 +317,30 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{text!r}: expected param=value after the name, got {pair!r}")
-        parameters[key.strip().replace("-", "_")] = _value(value.strip())
+        parameters[key.strip().replace("-", "_")] = toml_value(value.strip())
     return name.strip(), parameters
 
 
 def to_toml(config: RunConfig) -> str:
     """The resolved config as TOML; reading it back gives an equal config."""
     tables = config.model_dump(mode="json", exclude_none=True)
-    lines = [f"{key} = {_literal(value)}" for key, value in tables.items() if not isinstance(value, dict) and key != "attack"]
+    lines = [
+        f"{key} = {toml_literal(value)}" for key, value in tables.items() if not isinstance(value, dict) and key != "attack"
+    ]
     for name, table in tables.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in table.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {toml_literal(value)}" for key, value in table.items())]
     for attack in tables["attack"]:
-        lines += ["", "[[attack]]", *(f"{key} = {_literal(value)}" for key, value in attack.items())]
+        lines += ["", "[[attack]]", *(f"{key} = {toml_literal(value)}" for key, value in attack.items())]
     return "\n".join(lines).strip() + "\n"
 
 
-def _literal(value: Any) -> str:
+def toml_literal(value: Any) -> str:
+    """A value as TOML writes it: the inverse of `toml_value`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's too
     if isinstance(value, list):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
+        return "[" + ", ".join(toml_literal(item) for item in value) + "]"
     return repr(value)

@@ -4,7 +4,7 @@
                                         ^                  |                                            |
                                         |                 Redo                                  all updates agreed
                                         +------------------+                                            |
-                                                                                                      Seal
+                                                                                    Seal --> drawn claims to the checker
 
 A pure state machine: events in, envelopes and events out; no clock, no sockets, no tensors but those that it relays. It is the
 paper's central server, and it is trusted.
@@ -14,31 +14,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast.blame import Blame
 from holdfast.claim import Claim, Header
 from holdfast.court import Court
 from holdfast.deadline import owing
 from holdfast.errors import FaultWindowExceeded
-from holdfast.event import Banned, Event, Reshadowed, StagesSkipped, StepRestarted, StepSealed, TakenOver, WorkerLost
+from holdfast.event import (
+    Banned,
+    Event,
+    Reseated,
+    Reshadowed,
+    StagesSkipped,
+    StepRestarted,
+    StepSealed,
+    TakenOver,
+    WorkerLost,
+)
 from holdfast.evidence.notary import Notary
+from holdfast.inspector import Inspector
 from holdfast.membership import Membership
 from holdfast.message import (
     BeginStep,
     Complaint,
     Envelope,
     Finding,
+    Flag,
+    Lacking,
     Loss,
     Message,
     NewRoute,
     Seal,
     SendState,
     StateAdopted,
+    StateRefused,
     Update,
 )
 from holdfast.recover.remedy import Redo
 from holdfast.route import Route
 from holdfast.route import without as without_workers
-from holdfast.stage import COORDINATOR, REFEREE
+from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, TRUSTED_PARTIES
 from holdfast.step import Policy, StepState
+from holdfast.verify.spotcheck import seats
 
 MAX_ATTEMPTS = 32
 """Attempts of one step before the coordinator gives up on ever sealing it."""
@@ -47,7 +63,8 @@ MAX_ATTEMPTS = 32
 class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
-    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps.
+    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
+    that the archive has refused.
     """
 
     def __init__(self, run: str, membership: Membership, policy: Policy, notary: Notary | None = None) -> None:
@@ -55,10 +72,14 @@ class Coordinator:
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
+        self.refusals = 0
         self._policy = policy
         self._events: list[Event] = []
         self._notary = notary or Notary()
-        self._court = Court(run, membership, policy, self._events, self._notary)
+        blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
+        self._court = Court(run, membership, policy, blame)
+        self._deliveries = self._court.deliveries
+        self.inspector = Inspector(policy, membership, self._court, blame)
         self._now: StepState | None = None
         self._wanted: int | None = None
         self._timers: list[tuple[object, float]] = []
@@ -71,11 +92,22 @@ class Coordinator:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
         self._exclude_banned()
+        self._redraw(step)
         return self._prepare()
 
     def idle(self) -> bool:
         """Whether the last step that was begun is sealed."""
         return self._now is None and self._wanted is None
+
+    def settled(self) -> bool:
+        """Whether everything that was drawn of sealed steps has been checked, and stands."""
+        return self.inspector.idle
+
+    def recall(self, version: int, to: str) -> list[Envelope]:
+        """Have the states of a version in the window sent to `to` by whoever held them then."""
+        stages = self.membership.route.stages
+        orders = [(holder, i) for i in stages for holder in self.inspector.holders(version, i)]
+        return [self._to(holder, SendState(i, version, to, None)) for holder, i in orders]
 
     def collect(self, to: str) -> list[Envelope]:
         """Have the sealed state of every stage sent to `to` by whoever has it: one of them may die or send another."""
@@ -87,6 +119,12 @@ class Coordinator:
         if isinstance(envelope.message, StateAdopted):
             self.membership.adopted(envelope.sender, envelope.message)
             return self._prepare()
+        if envelope.sender in (*TRUSTED_PARTIES, ARCHIVE) and isinstance(envelope.message, StateRefused):
+            self.refusals += envelope.sender == ARCHIVE
+            self._deliveries.substituted(envelope.message)
+            return []
+        if envelope.sender == CHECKER:
+            return self._after_check(envelope.message)
         if self._now is None:
             return []
         return self._go_on(self._now, self._hear(self._now, envelope.sender, envelope.message))
@@ -97,7 +135,8 @@ class Coordinator:
         return events
 
     def pending_timers(self) -> list[tuple[object, float]]:
-        timers, self._timers = self._timers, []
+        timers = self._timers + self.inspector.timers
+        self._timers, self.inspector.timers = [], []
         return timers
 
     def next_work(self, device: int) -> None:
@@ -116,13 +155,29 @@ class Coordinator:
                 now.findings[message.key] = message
                 return self._court.judge(now, message.key)
             case Complaint() if now.is_current(message.key):
-                return self._court.complain(now, sender, message)
+                return self._deliveries.complain(now, sender, message)
             case Claim() if now.is_current(message.header.key):
-                return self._court.relay(now, sender, message)
+                return self._deliveries.relay(now, sender, message)
             case Loss(step, attempt, micro_batch, value) if (step, attempt) == (now.step, now.attempt):
                 if sender == now.route.primaries[-1]:
                     now.losses[micro_batch] = value
+            case Lacking() if sender == REFEREE:
+                now.lacking[message.key] = message
+            case Flag() if now.is_current(message.key):
+                self.inspector.flag(now, sender, message)
         return []
+
+    def _after_check(self, message: Message) -> list[Envelope]:
+        """The checker has spoken of a sealed step: the run goes on, waits no longer, or must go back."""
+        envelopes: list[Envelope] = []
+        match message:
+            case Finding():
+                envelopes = self.inspector.hear(message)
+            case Lacking():
+                envelopes = self.inspector.lacking(message)
+        if self.inspector.rewind is not None and self.broken is None:
+            self.broken = self.inspector.rewind.reason
+        return envelopes + self._prepare()
 
     def _go_on(self, now: StepState, envelopes: list[Envelope]) -> list[Envelope]:
         """After anything that may have settled a claim: redo the step, order the update, or commit."""
@@ -138,7 +193,7 @@ class Coordinator:
 
     def _prepare(self) -> list[Envelope]:
         """Fill empty seats; when the last one counts, begin."""
-        if self._wanted is None or self._now is not None or self.broken:
+        if self._wanted is None or self._now is not None or self.broken or self.inspector.holds_up(self._wanted):
             return []
         if self.membership.missing():
             self._arm()
@@ -147,9 +202,12 @@ class Coordinator:
         return self._start(self._wanted, 0, self.membership.settle())
 
     def _start(self, step: int, attempt: int, route: Route) -> list[Envelope]:
-        self._now = StepState(step, attempt, self.membership.version, route, self._policy.micro_batches)
+        sealed = {i: self.membership.digests[i] for i in route.stages}
+        self._now = StepState(
+            step, attempt, self.membership.version, route, self._policy.micro_batches, sealed, self._policy.likeness
+        )
         self._arm()
-        digests = tuple(self.membership.digests[i] for i in route.stages)
+        digests = tuple(sealed.values())
         return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
 
     def _redo(self, now: StepState, answer: Redo, reason: str) -> list[Envelope]:
@@ -185,7 +243,7 @@ class Coordinator:
         rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
         self._events.append(StepSealed(now.step, now.attempt, loss, now.clipping.norm, rate, tokens))
         self._now = self._wanted = None
-        return self._tell_all(Seal(self.membership.version))
+        return self._tell_all(Seal(self.membership.version)) + self.inspector.sealed(now)
 
     # -- loss of workers ---------------------------------------------------------------------------------------------
 
@@ -205,7 +263,7 @@ class Coordinator:
         return self._go_on(self._now, self._carry_on(self._now, worker))
 
     def _take_over(self, worker: str) -> None:
-        old = self.membership.route
+        old = self.membership.seated
         self.membership.lose(worker)
         for i in old.stages:
             if old.primaries[i] == worker:
@@ -219,9 +277,12 @@ class Coordinator:
         if route is None:  # this step bypassed the only heir
             now.redo = (Redo(self.membership.route, investigate=False), f"{lost} was lost in a bypassed step")
             return []
-        for i in route.stages:
-            if now.route.primaries[i] == lost:
-                now.board.promote(i, route.primaries[i])
+        heirs = [(i, route.primaries[i]) for i in route.stages if now.route.primaries[i] == lost]
+        if self._policy.likeness is not None and any(self._policy.likeness.unlike(lost, heir) for _, heir in heirs):
+            now.redo = (Redo(self.membership.route, investigate=False), f"the heir of {lost} computes with other bytes")
+            return []
+        for i, heir in heirs:
+            now.board.promote(i, heir)
         now.route = route
         now.board.retire(lost)
         envelopes = self._tell_all(NewRoute(route))
@@ -233,19 +294,34 @@ class Coordinator:
         return envelopes
 
     def _exclude_banned(self) -> None:
-        """At a step boundary, ban whoever has lied too often, where every stage keeps a holder."""
-        if self._policy.ban != "ban":
-            return
+        """At a step boundary, ban whoever has lied too often, where every stage keeps a holder.
+
+        False complaints are counted whatever the policy: they cost the coordinator itself.
+        """
+        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
         for worker in self.membership.route.workers:
-            lies = self.membership.lies[worker]
+            lies = counted[worker]
             if lies >= self._policy.ban_after and self.membership.without(worker) is not None:
                 self._events.append(Banned(worker, lies, self._step_number))
                 self._take_over(worker)
+
+    def _redraw(self, step: int) -> None:
+        """Every so many steps other workers sit on the untrusted stages, so that nobody stays beside an accomplice."""
+        every = self._policy.inspection.redraw_every
+        if not every or step == 0 or step % every:
+            return
+        route = self.membership.route
+        primaries = seats(route.primaries, route.trusted, self._policy.inspection.sampling.seed, step)
+        if primaries != route.primaries:
+            self.membership.reseat(primaries)
+            self._events.append(Reseated(step, primaries))
 
     # -- silence -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, token: object) -> list[Envelope]:
         """No progress since the timer was set: first have everything sent again, then count the silent ones as dead."""
+        if isinstance(token, tuple) and token[:1] == ("opening",):
+            return self.inspector.on_timer(token)
         self._armed = False
         if self.idle() or self.broken:
             return []
@@ -259,7 +335,7 @@ class Coordinator:
         silent = self._silent()
         if silent:
             if self._now is not None:
-                self._court.overdue(self._now, silent[0])
+                self._deliveries.overdue(self._now, silent[0])
             return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
         self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything; {self.describe()}"
         return []
@@ -267,7 +343,7 @@ class Coordinator:
     def _send_again(self) -> list[Envelope]:
         """What a stuck run may lack: a state, a tensor or a ruling that a silent or lying sender withheld."""
         if self._now is not None:
-            return self._court.withheld(self._now)
+            return self._deliveries.withheld(self._now) + self._court.not_examined(self._now)
         self.membership.ask_again()
         return [self._to(source, order) for source, order in self.membership.transfers()]
 
@@ -278,7 +354,15 @@ class Coordinator:
             owed = [worker for _, worker in self.membership.missing()]
             owed += [source for stage, _ in self.membership.missing() for source in self.membership.sources(stage)[:1]]
         else:
-            owed = owing(now.route, now.board, self._policy.micro_batches, updating=now.update is not None)
+            owed = [source for awaited in now.awaited.values() for source in awaited.sources]
+            owed += [holder for stage in now.unopened for holder in now.route.holders(stage)]
+            owed += owing(
+                now.route,
+                now.board,
+                self._policy.micro_batches,
+                updating=now.update is not None,
+                likeness=self._policy.likeness,
+            )
         return [worker for worker in dict.fromkeys(owed) if worker not in (*self.membership.route.trusted, REFEREE)]
 
     def _arm(self) -> None:

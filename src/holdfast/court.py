@@ -12,21 +12,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
-from holdfast.deadline import absent, due
-from holdfast.digest import tensor_digest
-from holdfast.event import Alert, ClaimReplaced, Event, Ruling
-from holdfast.evidence.envelope import conflict
-from holdfast.evidence.notary import BOARD, DEADLINE, Notary
+from holdfast.blame import Blame
+from holdfast.claim import WHOLE_STEP, ClaimKey, Direction, Header, Role
+from holdfast.deliveries import Deliveries
+from holdfast.event import ClaimReplaced
+from holdfast.evidence.notary import BOARD
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Examine, Finding, Message, Supply
+from holdfast.message import Accepted, Envelope, Examine, Finding, Measured, Message, Supply
 from holdfast.recover.remedy import Answer, Dispute, Investigate, Redo
 from holdfast.stage import COORDINATOR, REFEREE
 from holdfast.step import Policy, StepState
 from holdfast.verify.board import Posting
 from holdfast.verify.chain import children, ingredients
 from holdfast.verify.recompute import compare
-from holdfast.verify.referee import judge
+from holdfast.verify.referee import judge, misstates
+from holdfast.verify.tolerance import EQUAL, UNLIKE, Distance, distance_of_norms
 from holdfast.verify.verdict import Accepted as Agreed
 from holdfast.verify.verdict import Rejected, Unverifiable
 
@@ -34,14 +34,13 @@ from holdfast.verify.verdict import Rejected, Unverifiable
 class Court:
     """Called by the coordinator for whatever concerns a claim of the running step `now`; answers with what to send."""
 
-    def __init__(
-        self, run: str, membership: Membership, policy: Policy, events: list[Event], notary: Notary | None = None
-    ) -> None:
-        self._notary = notary or Notary()
+    def __init__(self, run: str, membership: Membership, policy: Policy, blame: Blame) -> None:
+        self.deliveries = Deliveries(policy, membership, blame)
         self._run = run
         self._membership = membership
         self._policy = policy
-        self._events = events
+        self._blame = blame
+        self._notary = blame.notary
 
     # -- the board ---------------------------------------------------------------------------------------------------
 
@@ -49,6 +48,8 @@ class Court:
         """Take a header from the holder that it names; anything else is ignored."""
         key = header.key
         role = now.route.role(key.stage, sender)
+        if header.role is Role.COMPARER:
+            role = Role.COMPARER if sender == now.route.comparer(key.direction, key.stage) else None
         known = header.worker == sender and header.run == self._run and header.version == now.version
         if role is None or not known:
             return []
@@ -57,10 +58,11 @@ class Court:
         here = header if role is header.role else replace(header, role=role)  # it has just become primary
         posting = now.board.post(here, signed=header)
         if posting is Posting.NEW:
-            self._confront(now, *now.shown.pop((key, sender), (None, "")))
+            self._blame.confront(now, *now.shown.pop((key, sender), (None, "")))
         if posting is Posting.EQUIVOCATION and (key, sender) not in now.equivocators:
-            self._alert(key, "equivocation", (sender,))
-            self._equivocated(now, now.board.signed(key, sender) or header, header, BOARD)
+            self._blame.alert(key, "equivocation", (sender,))
+            said = now.board.header(key, role) if role is Role.COMPARER else now.board.signed(key, sender)
+            self._blame.equivocated(now, said or header, header, BOARD)
         elif sender in self._membership.quarantined:
             now.unheard.add(key)
         envelopes = self.decide(now, key)
@@ -83,14 +85,50 @@ class Court:
             return []
         if any(parent not in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches)):
             return []  # its holders believed themselves before the board had ruled; it is decided when that has
+        if shadow is not None and now.is_unlike(key.stage):
+            return self._weigh(now, primary, shadow)
         match compare(primary, shadow, now.inputs(key)):
             case Agreed():
                 return self._accept(now, primary)
             case Unverifiable():
-                return self.investigate(now, key)
+                return self.investigate(now, key) if self._policy.shadowed else self._accept(now, primary)
             case Rejected(reason, suspects):
-                untrusted = tuple(worker for worker in suspects if worker not in now.route.trusted)
-                return self._dispute(now, Dispute(key, reason, untrusted, now.route))
+                return self._dispute(now, self._suspicion(now, key, reason, suspects))
+
+    def _weigh(self, now: StepState, primary: Header, shadow: Header) -> list[Envelope]:
+        """Two accounts whose bytes may differ: how far apart they are decides, and it is the primary's that stands."""
+        key = primary.key
+        match compare(primary, replace(shadow, output=primary.output, norms=primary.norms), now.inputs(key)):
+            case Rejected("parent", suspects):
+                return self._dispute(now, self._suspicion(now, key, "parent", suspects))
+        apart = self._apart(now, primary, shadow)
+        if apart is None:
+            waits = key.micro_batch != WHOLE_STEP and now.route.comparer(key.direction, key.stage) is not None
+            return [] if waits else self.investigate(now, key)
+        assert self._policy.likeness is not None
+        if apart.fits(self._policy.likeness.bound(key.stage, key.direction, primary.worker, shadow.worker).alarm):
+            return self._accept(now, primary)
+        comparer = now.board.header(key, Role.COMPARER)
+        involved = dict.fromkeys([primary.worker, shadow.worker, *([] if comparer is None else [comparer.worker])])
+        return self._dispute(now, self._suspicion(now, key, "distance", tuple(involved)))
+
+    def _apart(self, now: StepState, primary: Header, shadow: Header) -> Distance | None:
+        """The distance of two accounts, as far as the board can tell; None where it must still be measured."""
+        key = primary.key
+        if primary.output == shadow.output and key.direction is not Direction.GRADIENT:
+            return EQUAL
+        if key.direction is Direction.GRADIENT:
+            return distance_of_norms(primary.norms, shadow.norms, self._policy.dtype)
+        if key.direction is Direction.UPDATE:
+            return UNLIKE  # the shadow has weighed the primary's new state, and did not take it over
+        measured = now.board.header(key, Role.COMPARER)
+        if measured is None:
+            return None
+        about = (measured.output, measured.inputs) == (primary.output, (shadow.output,)) and len(measured.norms) == 2
+        return Distance(*measured.norms) if about else UNLIKE
+
+    def _suspicion(self, now: StepState, key: ClaimKey, reason: str, suspects: tuple[str, ...]) -> Dispute:
+        return Dispute(key, reason, tuple(worker for worker in suspects if worker not in now.route.trusted), now.route)
 
     def _accept(self, now: StepState, header: Header) -> list[Envelope]:
         """`header` stands: tell whoever needs the tensor, and rule on what has waited for it."""
@@ -110,12 +148,12 @@ class Court:
         key = header.key
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
-        for complained, consumer in now.complained & {(key, consumer) for consumer in consumers}:  # before the ruling
-            envelopes += self.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
+        for complained, consumer in now.complained.keys() & {(key, consumer) for consumer in consumers}:  # before the ruling
+            envelopes += self.deliveries.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
         if header.worker != now.route.primaries[key.stage]:
-            self._events.append(ClaimReplaced(key, header.worker))
+            self._blame.events.append(ClaimReplaced(key, header.worker))
             return [*envelopes, self._to(header.worker, Supply(key, consumers))]
-        return envelopes + self._forward_relayed(now, key)
+        return envelopes + self.deliveries.forward_relayed(now, key)
 
     # -- disputes ----------------------------------------------------------------------------------------------------
 
@@ -123,7 +161,7 @@ class Court:
         key = dispute.key
         now.disputes[key] = dispute
         by = BOARD if dispute.reason == "parent" else now.route.shadows[key.stage] or BOARD
-        self._alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
+        self._blame.alert(key, dispute.reason, dispute.suspects, by, now.board.accounts(key), now.inputs(key))
         answer = self._answer(dispute)
         if isinstance(answer, Investigate) or answer.investigate:
             return self.investigate(now, dispute.key)
@@ -137,21 +175,39 @@ class Court:
         return self._policy.remedy.answer(dispute)
 
     def investigate(self, now: StepState, key: ClaimKey) -> list[Envelope]:
-        """Give the case to the referee, with the digests of everything that it needs."""
+        """Give the case to the referee."""
         now.examined.add(key)
+        return [self._to(REFEREE, self.case(now, key))]
+
+    def case(self, now: StepState, key: ClaimKey, *, closed: bool = False) -> Examine:
+        """All that it takes to compute `key` again: digests of state and inputs, who has them; of a `closed` step the route."""
         needed = ingredients(key, now.route, self._policy.micro_batches)
         neighbours = [i for i in (now.route.before(key.stage), now.route.after(key.stage)) if i is not None]
         holders = dict.fromkeys(holder for i in (key.stage, *neighbours) for holder in now.route.holders(i))
-        case = Examine(
+        return Examine(
             key,
             now.version,
-            self._membership.digests[key.stage],
+            now.digests[key.stage],
             tuple((parent, now.board.accepted[parent]) for parent in needed),
             tuple(holders),
             now.update.clip_scale if now.update else 1.0,
             now.update.learning_rate if now.update else 0.0,
+            now.route if closed else None,
+            self._to_measure(now, key),
         )
-        return [self._to(REFEREE, case)]
+
+    def _to_measure(self, now: StepState, key: ClaimKey) -> tuple[Measured, ...]:
+        """The accounts that the referee must hold against its own by distance: all, as soon as one is of another class."""
+        likeness, headers = self._policy.likeness, now.board.headers(key)
+        if likeness is None or not any(likeness.unlike(header.worker, REFEREE) for header in headers):
+            return ()
+        found = []
+        for header in headers:
+            most = EQUAL
+            if likeness.unlike(header.worker, REFEREE):
+                most = likeness.bound(key.stage, key.direction, header.worker, REFEREE).guilty
+            found.append(Measured(header.worker, header.output, header.norms, most.overall, most.worst_row))
+        return tuple(found)
 
     def judge(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """The referee has computed `key`: name who differs, and go on with who does not."""
@@ -163,14 +219,23 @@ class Court:
         judgement = judge(headers, finding, now.inputs(key))
         reason = dispute.reason if dispute is not None else "output"
         if judgement.culprits and dispute is None:
-            self._alert(key, reason, judgement.culprits, REFEREE)
+            self._blame.alert(key, reason, judgement.culprits, REFEREE)
         if judgement.culprits or dispute is not None:
             self._notary.judged(finding, now.inputs(key), now.board.accounts(key), reason, judgement.culprits)
-            self._convict(key, judgement.culprits, reason)
+            self._blame.convict(key, judgement.culprits, reason)
+        if not judgement.culprits:
+            self._misled(now, finding)
         if isinstance(answer, Redo):
             now.redo = (answer, f"{reason} of the {key}")
             return []
         return self._accept(now, judgement.innocent or self._own_header(now, finding))
+
+    def _misled(self, now: StepState, finding: Finding) -> None:
+        """Who said that two honest accounts are far apart, though they are not, has lied."""
+        said = now.board.header(finding.key, Role.COMPARER)
+        if said is not None and misstates(said, finding):
+            self._notary.misstated(said, finding)
+            self._blame.convict(finding.key, (said.worker,), "distance")
 
     def _own_header(self, now: StepState, finding: Finding) -> Header:
         """No holder gave the honest account: the referee's own stands, and it will supply the tensor or the state."""
@@ -180,130 +245,24 @@ class Court:
         epoch = now.route.epoch
         return Header(self._run, key, now.version, epoch, REFEREE, Role.PRIMARY, (), finding.output, finding.norms)
 
-    # -- deliveries --------------------------------------------------------------------------------------------------
+    # -- silence -----------------------------------------------------------------------------------------------------
 
-    def complain(self, now: StepState, sender: str, complaint: Complaint) -> list[Envelope]:
-        """A delivery did not match the board: have it sent by somebody else.
+    def not_examined(self, now: StepState) -> list[Envelope]:
+        """Nothing moves: the referee is asked again, and about claims that nobody has weighed."""
+        return [envelope for key in [*now.at_the_referee, *self._not_weighed(now)] for envelope in self.investigate(now, key)]
 
-        Between two workers that proves nothing, unless the header that came along was signed beside another one.
-        """
-        key = complaint.key
-        if sender not in now.route.consumers(key.direction, key.stage) or (key, sender) in now.complained:
-            return []
-        now.complained.add((key, sender))
-        if key not in now.disputes:
-            involved = dict.fromkeys((complaint.sender, sender))
-            members = self._membership.members - set(now.route.trusted)
-            suspects = tuple(worker for worker in involved if worker in members)  # a complaint may name anybody at all
-            self._alert(key, "delivery", suspects, sender)
-        if complaint.evidence is not None and complaint.evidence.key == key:
-            self._confront(now, complaint.evidence, sender)
-        return self.send_again(now, key, sender, complaint.sender) if key in now.board.accepted else []
+    def _not_weighed(self, now: StepState) -> list[ClaimKey]:
+        """Claims whose primary has spoken and whose shadow or comparer may never have got what it needs to weigh them."""
+        waiting = [key for key in list(now.board.keys()) if key not in now.board.accepted.keys() | now.examined]
+        return [
+            key
+            for key in waiting
+            if now.board.header(key, Role.PRIMARY) is not None
+            and now.is_unlike(key.stage)
+            and all(parent in now.board.accepted for parent in ingredients(key, now.route, self._policy.micro_batches))
+        ]
 
-    def send_again(self, now: StepState, key: ClaimKey, consumer: str, avoid: str) -> list[Envelope]:
-        """Have `key` sent to `consumer` by a holder whose account stood, rather not by `avoid`."""
-        output = now.board.accepted[key]
-        honest = [header.worker for header in now.board.headers(key) if header.output == output]
-        if key in now.findings:
-            honest.append(REFEREE)
-        source = next((worker for worker in honest if worker != avoid), honest[0] if honest else None)
-        ruling = [self._to(consumer, Accepted(key, output))]
-        return ruling if source is None else [*ruling, self._to(source, Supply(key, (consumer,)))]
-
-    def withheld(self, now: StepState) -> list[Envelope]:
-        """Nothing moves: whoever has claimed nothing made from an accepted tensor may never have got it; send it again."""
-        envelopes = []
-        for key in now.board.accepted:
-            if key.direction in (Direction.FORWARD, Direction.BACKWARD):
-                primary = now.route.primaries[key.stage]
-                for consumer in self._without_answer(now, key):
-                    involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
-                    self._alert(key, "withheld", tuple(involved), DEADLINE)
-                    envelopes += self.send_again(now, key, consumer, avoid=primary)
-        for key in now.at_the_referee:
-            envelopes += self.investigate(now, key)
-        return envelopes
-
-    def overdue(self, now: StepState, worker: str) -> None:
-        """`worker` has missed the last deadline: put on record which claims it owed."""
-        for key in due(now.route, now.board, self._policy.micro_batches, updating=now.update is not None):
-            if worker in absent(now.route, now.board, key):
-                self._alert(key, "withheld", (worker,), DEADLINE)
-
-    def _without_answer(self, now: StepState, key: ClaimKey) -> list[str]:
-        """Consumers of an accepted tensor that have not claimed anything made from it."""
-        forward = key.direction is Direction.FORWARD
-        neighbour = now.route.after(key.stage) if forward else now.route.before(key.stage)
-        if neighbour is None:
-            return []
-        if neighbour == now.route.stages[-1]:  # the ends of the pipeline claim nothing; they have a loss and a gradient
-            return [] if key.micro_batch in now.losses else [now.route.primaries[neighbour]]
-        if neighbour == 0:
-            gradient = ClaimKey(now.step, now.attempt, Direction.GRADIENT, 0)
-            return [] if now.board.headers(gradient) else [now.route.primaries[0]]
-        posted = {header.worker for header in now.board.headers(replace(key, stage=neighbour))}
-        return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
-
-    def relay(self, now: StepState, sender: str, claim: Claim) -> list[Envelope]:
-        """Keep a tensor that passes through here until its key is accepted; the first one of each sender counts."""
-        key = claim.header.key
-        if sender != now.route.primaries[key.stage] or not now.route.relay or (key, sender) in now.carried:
-            return []
-        now.carried.add((key, sender))
-        now.relayed.setdefault(key, (sender, claim))
-        return self._forward_relayed(now, key) if key in now.board.accepted else []
-
-    def _forward_relayed(self, now: StepState, key: ClaimKey) -> list[Envelope]:
-        if key not in now.relayed:
-            return []
-        primary, claim = now.relayed.pop(key)  # who sent it; by now somebody else may be the primary
-        consumers = now.route.consumers(key.direction, key.stage)
-        got = tensor_digest(claim.tensor)
-        if got == now.board.accepted[key]:
-            return [self._to(consumer, claim) for consumer in consumers]
-        self._alert(key, "delivery", (primary,))
-        self._notary.misdelivered(key, primary, got, now.board.accepted[key])
-        self._convict(key, (primary,), "delivery")
-        return [envelope for consumer in consumers for envelope in self.send_again(now, key, consumer, avoid=primary)]
-
-    # -- blame -------------------------------------------------------------------------------------------------------
-
-    def _confront(self, now: StepState, shown: Header | None, by: str) -> None:
-        """Hold a header that `by` was sent against what its signer told the board, now or as soon as it does."""
-        if shown is None or not self._notary.proves(shown):
-            return
-        posted = now.board.signed(shown.key, shown.worker)
-        if posted is None:
-            now.shown[shown.key, shown.worker] = shown, by
-        elif conflict(posted, shown):
-            self._equivocated(now, posted, shown, by)
-
-    def _equivocated(self, now: StepState, first: Header, second: Header, by: str) -> None:
-        """Two headers of one worker for one claim say different things: it is convicted, once a claim, without a referee."""
-        slot = (first.key, first.worker)
-        if slot not in now.equivocators:
-            now.equivocators.add(slot)
-            self._notary.equivocated(first, second, by)
-            self._convict(first.key, (first.worker,), "equivocation")
-
-    def _alert(
-        self,
-        key: ClaimKey,
-        reason: str,
-        suspects: tuple[str, ...],
-        by: str = BOARD,
-        accounts: tuple[Header, ...] = (),
-        inputs: tuple[bytes, ...] | None = None,
-    ) -> None:
-        self._notary.accuse(key, reason, suspects, by, accounts, inputs)
-        self._events.append(Alert(key, reason, suspects))
-
-    def _convict(self, key: ClaimKey, culprits: tuple[str, ...], reason: str) -> None:
-        self._events.append(Ruling(key, culprits, key.stage, reason))
-        for worker in culprits:
-            self._membership.lies[worker] += 1
-            if self._policy.ban == "quarantine":
-                self._membership.quarantined.add(worker)
+    # -- quarantine --------------------------------------------------------------------------------------------------
 
     def _believed(self, now: StepState, key: ClaimKey, shadow: Header | None) -> Header | None:
         """A trusted shadow's word, where the primary is quarantined; elsewhere two accounts must agree."""
@@ -319,11 +278,11 @@ class Court:
             if header.worker not in self._membership.quarantined:
                 continue
             if header.output != now.board.accepted[key]:
-                self._alert(key, "output", (header.worker,))
+                self._blame.alert(key, "output", (header.worker,))
                 self._notary.quarantined(now.board.signed(key, header.worker) or header, now.board.accepted[key])
-                self._convict(key, (header.worker,), "output")
+                self._blame.convict(key, (header.worker,), "output")
             elif header.inputs != now.inputs(key):
-                self._alert(key, "parent", (header.worker,))
+                self._blame.alert(key, "parent", (header.worker,))
 
     def _to(self, recipient: str, message: Message) -> Envelope:
         return Envelope(COORDINATOR, recipient, message)

@@ -7,25 +7,30 @@ another proves nothing; who misses the coordinator's own deadline counts as dead
 from __future__ import annotations
 
 from holdfast.claim import WHOLE_STEP, ClaimKey, Direction, Role
+from holdfast.likeness import Likeness
 from holdfast.route import Route
 from holdfast.verify.board import Board
 from holdfast.verify.chain import parents
 
 
-def owing(route: Route, board: Board, micro_batches: int, *, updating: bool) -> list[str]:
+def owing(route: Route, board: Board, micro_batches: int, *, updating: bool, likeness: Likeness | None = None) -> list[str]:
     """Workers with an unanswered duty in this step, the surest first, each once."""
     sure: list[str] = []
     likely: list[str] = []
     for key in due(route, board, micro_batches, updating=updating):
-        missing = absent(route, board, key)
+        missing = absent(route, board, key, likeness)
         (sure if len(missing) == 1 else likely).extend(missing)
     return list(dict.fromkeys([*sure, *likely]))
 
 
-def absent(route: Route, board: Board, key: ClaimKey) -> list[str]:
-    """The holders of the key's stage that have not posted their account of it."""
+def absent(route: Route, board: Board, key: ClaimKey, likeness: Likeness | None = None) -> list[str]:
+    """The holders of the key's stage that have not posted their account of it; if both have, and are unlike, the comparer."""
     holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
-    return [name for role, name in holders.items() if name is not None and board.header(key, role) is None]
+    found = [name for role, name in holders.items() if name is not None and board.header(key, role) is None]
+    if found or likeness is None or not likeness.splits(route, key.stage):
+        return found
+    comparer = route.comparer(key.direction, key.stage)
+    return [] if comparer is None or board.header(key, Role.COMPARER) is not None else [comparer]
 
 
 def due(route: Route, board: Board, micro_batches: int, *, updating: bool) -> list[ClaimKey]:

@@ -51,7 +51,7 @@ class StepSealed:
 class Alert:
     """A check failed. `suspects` are stages' workers that may have lied; the referee narrows them.
 
-    `reason`: output, parent, norms, delivery, withheld or equivocation.
+    `reason`: output, parent, norms, delivery, withheld, equivocation, spot-check, unopened, state or complaint.
     """
 
     key: ClaimKey
@@ -67,6 +67,24 @@ class Ruling:
     culprits: tuple[str, ...]
     stage: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpotChecked:
+    """Claims of one stage in one sealed step were computed again: `claims` so far, of which `lies` were not as accepted."""
+
+    step: int
+    stage: int
+    claims: int
+    lies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reseated:
+    """From `step` on other workers sit on the stages: `primaries` by stage."""
+
+    step: int
+    primaries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +140,7 @@ class Banned:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """Both holders of a stage were lost in `step`; the run continues from the certified checkpoint of `version`."""
+    """More was broken in `step` than could be carried, or a spot check found a lie: the run goes on from `version`."""
 
     step: int
     version: int
@@ -154,6 +172,8 @@ Event = (
     | StepSealed
     | Alert
     | Ruling
+    | SpotChecked
+    | Reseated
     | ClaimReplaced
     | StepRestarted
     | StagesSkipped

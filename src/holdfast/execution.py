@@ -19,21 +19,27 @@ from torch import Tensor, nn
 from holdfast import seeds
 from holdfast.claim import StageState
 from holdfast.digest import tensors_digest
+from holdfast.numerics import NATIVE, Arithmetic
 from holdfast.optimizer import AdamW, Moments
 from holdfast.partition import StageModule
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a stage must know of a step besides its tensors: M, and the seed of replayable dropout (None: no dropout)."""
+    """What a stage must know of a step besides its tensors: M, and the seed of replayable dropout (None: no dropout).
+
+    `compared` says whether two holders agree on the accumulated gradient; where nobody else has it, nobody asks for its digest,
+    and what it was shows in the update.
+    """
 
     micro_batches: int
     dropout_seed: int | None = None
+    compared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """The accumulated gradient of a stage: its digest, and the norm of each parameter in model order."""
+    """The accumulated gradient of a stage: its digest (empty where none is asked for), each parameter's norm in model order."""
 
     digest: bytes
     norms: tuple[float, ...]
@@ -45,8 +51,9 @@ class StageExecution:
     Not thread-safe. Tensors given and returned are never modified afterwards, by either side.
     """
 
-    def __init__(self, module: StageModule, optimizer: AdamW, shape: StepShape) -> None:
+    def __init__(self, module: StageModule, optimizer: AdamW, shape: StepShape, arithmetic: Arithmetic = NATIVE) -> None:
         self.module = module
+        self._arithmetic = arithmetic
         self._optimizer = optimizer
         self._shape = shape
         self._trainable = dict(module.named_trainable_parameters())
@@ -78,6 +85,17 @@ class StageExecution:
             weights |= self._candidate[0]
             moments = self._candidate[1]
         return StageState(self.module.stage, version, moments.updates, weights, moments.named())
+
+    @property
+    def updated(self) -> bool:
+        """Whether a new version waits for its seal."""
+        return self._candidate is not None
+
+    def adopt(self, state: StageState) -> None:
+        """Take the new state of another holder in place of the own candidate; it waits for its seal as that did."""
+        weights = {name: state.weights[name].to(self._device) for name in self._trainable}
+        moments = {name: tensor.to(self._device) for name, tensor in state.moments.items()}
+        self._candidate = weights, Moments.from_named(moments, state.updates)
 
     def seal(self) -> None:
         """The update stands: the old version is freed. Without an update (a frozen stage) nothing changes."""
@@ -114,7 +132,7 @@ class StageExecution:
         inputs = inputs.to(self._device)
         if inputs.is_floating_point():
             inputs = inputs.detach().requires_grad_(True)
-        with self._dropout(micro_batch):
+        with self._arithmetic.computing(), self._dropout(micro_batch):
             output: Tensor = self.module(inputs)
         self._graphs[micro_batch] = (inputs, output)
         return output.detach()
@@ -122,9 +140,9 @@ class StageExecution:
     def loss(self, micro_batch: int, inputs: Tensor, labels: Tensor) -> float:
         """The last stage's forward pass: mean cross-entropy of `labels` [B, S], nats a token, in fp32."""
         inputs = inputs.to(self._device).detach().requires_grad_(True)
-        with self._dropout(micro_batch):
+        with self._arithmetic.computing(), self._dropout(micro_batch):
             logits = self.module(inputs)
-        loss = cross_entropy(logits, labels.to(self._device))
+            loss = cross_entropy(logits, labels.to(self._device))
         self._graphs[micro_batch] = (inputs, loss / self._shape.micro_batches)
         return loss.item()
 
@@ -141,7 +159,8 @@ class StageExecution:
         head = self._tied if self.tied_name is not None else None
         extra = [tensor for tensor in (head, inputs) if tensor is not None and tensor.requires_grad]
         gradient = None if gradient is None else gradient.to(self._device)
-        found = list(torch.autograd.grad(output, [*wanted, *extra], gradient, materialize_grads=True))
+        with self._arithmetic.computing():
+            found = list(torch.autograd.grad(output, [*wanted, *extra], gradient, materialize_grads=True))
         gradients, rest = found[: len(wanted)], found[len(wanted) :]
         if tied is not None:
             shared = list(self._trainable).index(self.tied_name or "")
@@ -159,16 +178,21 @@ class StageExecution:
     def gradient(self) -> Gradient:
         """Digest and norms of the accumulated gradient; to be called when `complete`."""
         named = dict(zip(self._trainable, self._sum, strict=True))
-        return Gradient(tensors_digest(named), self.norms())
+        return Gradient(tensors_digest(named) if self._shape.compared else b"", self.norms())
 
     def norms(self) -> tuple[float, ...]:
         """The 2-norm of each parameter's gradient in model order, as exact floats of the gradient's dtype."""
-        return tuple(torch.linalg.vector_norm(tensor).item() for tensor in self._sum)
+        with self._arithmetic.computing():
+            return tuple(torch.linalg.vector_norm(tensor).item() for tensor in self._sum)
 
     def update(self, clip_scale: float, rate: float) -> None:
         """One optimizer step into new buffers, which wait for `seal`; the weights in use stay as they are."""
-        gradients = {name: tensor * clip_scale for name, tensor in zip(self._trainable, self._sum, strict=True)}
-        self._candidate = self._optimizer.step(self._trainable, gradients, self._moments, rate)
+        with self._arithmetic.computing():
+            self._candidate = self._optimizer.step(self._trainable, self.clipped(clip_scale), self._moments, rate)
+
+    def clipped(self, clip_scale: float) -> dict[str, Tensor]:
+        """The accumulated gradient by name, times the clip scale: what `update` makes its step of."""
+        return {name: tensor * clip_scale for name, tensor in zip(self._trainable, self._sum, strict=True)}
 
     def _accumulate(self, micro_batch: int, gradients: Sequence[Tensor]) -> None:
         self._waiting[micro_batch] = list(gradients)

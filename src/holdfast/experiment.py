@@ -26,9 +26,10 @@ AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
 class Experiment:
     """One run of `config`, changed by `settings`: short names as on the command line, or whole sections as mappings.
 
-    `attack` is a name with parameters, an object of a subclass of `Attack`, a table, or several of them. With `out=DIR` the
-    directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without, nothing is
-    written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is written.
+    `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
+    With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
+    nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
+    written.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Experiment:
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
-            observers=(self._recorder,),
+            observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
         )
@@ -128,7 +129,10 @@ def _attacks(given: Any) -> tuple[tuple[Any, ...], dict[int, Misconduct]]:
         elif isinstance(attack, str):
             tables.append(split_attack(attack))
         elif isinstance(attack, Mapping):
-            tables.append(dict(attack))
+            table = dict(attack)
+            if isinstance(table.get("spec"), Misconduct):
+                objects[index], table["spec"] = table["spec"], type(table["spec"]).__name__
+            tables.append(table)
         else:
             found = attack.__name__ if isinstance(attack, type) else type(attack).__name__
             raise ConfigError(f"attack: needed are a name, an object of a subclass of Attack, or a table; got {found}")

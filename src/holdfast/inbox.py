@@ -41,6 +41,7 @@ class _Delivery:
     sender: str
     claim: Claim
     digest: bytes
+    answerable: bool = True
 
 
 class Inbox:
@@ -70,18 +71,21 @@ class Inbox:
         found = [self._settle(delivery) for delivery in self._deliveries.pop(key, [])]
         return [complaint for complaint in found if complaint is not None]
 
-    def deliver(self, sender: str, claim: Claim) -> list[Complaint]:
-        """Take a tensor from anyone; it is trusted no further than its digest."""
+    def deliver(self, sender: str, claim: Claim, *, answerable: bool = True) -> list[Complaint]:
+        """Take a tensor from anyone; it is trusted no further than its digest.
+
+        Who is not `answerable` sent it for comparison, and need not have what the board accepts.
+        """
         key = claim.header.key
         if (key.step, key.attempt) < self._now or key in self._usable:
             return []
-        if not self._fits(claim.tensor) or (claim.origin is not None and not self._fits(claim.origin)):
+        if not self.fits(claim.tensor) or (claim.origin is not None and not self.fits(claim.origin)):
             return [_complaint(sender, claim, b"")]
         if not self._checked:
             if len(self._usable) < self._boundary.waiting:
                 self._usable[key] = claim
             return []
-        delivery = _Delivery(sender, claim, tensor_digest(claim.tensor))
+        delivery = _Delivery(sender, claim, tensor_digest(claim.tensor), answerable)
         if key not in self._rulings:
             if delivery.digest == self._vouched.get(key):
                 self._usable[key] = claim
@@ -134,11 +138,13 @@ class Inbox:
                 self._usable.setdefault(key, delivery.claim)
                 return None
             case Rejected():
-                return None if key in self._usable else _complaint(delivery.sender, delivery.claim, delivery.digest)
+                silent = key in self._usable or not delivery.answerable
+                return None if silent else _complaint(delivery.sender, delivery.claim, delivery.digest)
             case _:
                 raise AssertionError(f"settled the {key} without a ruling")
 
-    def _fits(self, tensor: Tensor) -> bool:
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether it looks like one that goes between two stages."""
         return tuple(tensor.shape) == self._boundary.shape and tensor.dtype == self._boundary.dtype
 
 

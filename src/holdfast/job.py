@@ -15,7 +15,7 @@ from holdfast.data import BatchSource, Blocks, Corpus, load_corpus, load_tokeniz
 from holdfast.data import validation_blocks as cut_validation
 from holdfast.errors import ConfigError, SetupError
 from holdfast.partition import Lora, ModelSource, Plan, describe, initial_weights, make_plan
-from holdfast.partition.memory import Batch, available_memory, check_memory, memory_per_worker
+from holdfast.partition.memory import Batch, WorkerMemory, available_memory, check_memory, memory_per_worker
 from holdfast.partition.scratch import SCRATCH_KINDS
 
 if TYPE_CHECKING:
@@ -95,10 +95,14 @@ def prepare(config: RunConfig) -> Job:
 
 def check_fits(job: Job) -> None:
     """Raise NotEnoughMemory where a worker of the described cluster, or this machine, cannot hold what the plan gives it."""
+    check_memory(memory_needs(job), worker_bytes=job.config.cluster.memory_bytes, machine_bytes=available_memory())
+
+
+def memory_needs(job: Job) -> tuple[WorkerMemory, ...]:
+    """What each worker must hold under the job's defence, one entry a stage."""
     config, pipeline = job.config, job.config.pipeline
     batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype)
-    needs = memory_per_worker(job.plan, batch, shadows=config.defence_name != "none")
-    check_memory(needs, worker_bytes=config.cluster.memory_bytes, machine_bytes=available_memory())
+    return memory_per_worker(job.plan, batch, shadows=config.shadowed, window=config.window)
 
 
 def environment(job: Job) -> dict[str, str]:

@@ -123,6 +123,20 @@ class Keeper:
             return states_of(read_checkpoint(path), self._job, path)
         return self._memory or self.initial()
 
+    def forget_after(self, version: int) -> None:
+        """Checkpoints past `version` hold what is not believed any more: remove them."""
+        if self._memory is not None and next(iter(self._memory.values())).version > version:
+            self._memory = None
+        if self._newest is None or self._newest[0] <= version:
+            return
+        self._newest = None
+        if self._out is not None:
+            root = self._out / "checkpoints"
+            drop_later(root, version)
+            path = latest_checkpoint(root)
+            found = None if path is None else version_of(path)
+            self._newest = (found, path) if path is not None and found is not None else None
+
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """The finished model in Hugging Face form (with LoRA: a PEFT adapter), tokenizer beside it: whole or not at all."""
         if self._out is None:

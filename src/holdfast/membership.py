@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from holdfast.message import SendState, StateAdopted
 from holdfast.route import Route, reshadowed, without
@@ -26,8 +27,10 @@ class Membership:
         self.version = version
         self.digests = dict(digests)
         self.lies: Counter[str] = Counter()
+        self.false_complaints: Counter[str] = Counter()
         self.quarantined: set[str] = set()
         self._shadowed = shadowed
+        self._before: Route | None = None
         self._holding: set[tuple[int, str]] = set()
         self._tries: Counter[tuple[int, str]] = Counter()
         self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
@@ -53,14 +56,20 @@ class Membership:
         self.version += 1
         self.digests.update(digests)
 
+    @property
+    def seated(self) -> Route:
+        """Who really holds the stages now, while a new seating is not complete."""
+        return self._before or self.route
+
     def without(self, worker: str) -> Route | None:
-        return without(self.route, {worker})
+        """The route when `worker` is out; a new seating that was not complete yet is given up for that."""
+        return without(self.seated, {worker})
 
     def lose(self, worker: str) -> None:
         """The worker is out. Call only where `without` gives a route."""
         route = self.without(worker)
         assert route is not None
-        self.route = route
+        self.route, self._before = replace(route, epoch=max(route.epoch, self.route.epoch + 1)), None
         self._holding = {seat for seat in self._holding if seat[1] != worker}
         self._asked.clear()
 
@@ -91,10 +100,17 @@ class Membership:
     def settle(self) -> Route:
         """Adopt the target route; call when nothing is missing."""
         assert not self.missing()
-        self.route = self.target()
+        self.route, self._before = self.target(), None
         self._holding = {(i, w) for i in self.route.stages for w in self.route.holders(i)}
         self._tries.clear()
         return self.route
+
+    def reseat(self, primaries: tuple[str, ...]) -> None:
+        """Other primaries from the next step on; until their seats count, those who have the states now stay their sources."""
+        shadows: tuple[str | None, ...] = (None,) * len(primaries)
+        self._before = self._before or self.route
+        self.route = replace(self.route, epoch=self.route.epoch + 1, primaries=primaries, shadows=shadows)
+        self._asked.clear()
 
     def vouch(self, stage: int, trusted: str) -> None:
         """`trusted` (the referee) will have the next sealed state of `stage`, for this one step boundary."""

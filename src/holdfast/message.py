@@ -1,9 +1,9 @@
 """All that stages, the coordinator and the referee ever say to one another: the schema is final, the transport varies.
 
     coordinator --> worker     BeginStep  Accepted  Supply  Update  Seal  SendState  NewRoute
-    worker --> coordinator     Header  Complaint  StateAdopted  Loss
-    worker --> worker          Claim  StateTransfer  TiedGradient  TiedWeight
-    coordinator <--> referee   Examine  Finding
+    worker --> coordinator     Header  Complaint  StateAdopted  Loss  Flag
+    worker --> worker          Claim  StateTransfer  Offer  TiedGradient  TiedWeight
+    coordinator <--> referee   Examine  Finding  Lacking           (and the checker, who examines sealed steps)
 
 Nothing else is shared. A message is a frozen dataclass of plain values, digests and tensors; the wire knows these types
 and no others.
@@ -92,6 +92,14 @@ class StateTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A primary's new state before it is sealed, for a shadow of another numerics class to weigh and take over."""
+
+    attempt: int
+    state: StageState
+
+
+@dataclass(frozen=True, slots=True)
 class StateAdopted:
     """The receiver of a state says which digest arrived; the coordinator compares it with the sealed one."""
 
@@ -99,6 +107,17 @@ class StateAdopted:
     version: int
     role: Role
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StateRefused:
+    """A trusted party was sent a state of `stage` by `sender` whose digest `got` is not the one `sealed` as `version`."""
+
+    stage: int
+    version: int
+    sender: str
+    got: bytes
+    sealed: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +162,35 @@ class TiedWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How far the account of `worker` is from a re-execution in another numerics class, and how far it may be.
+
+    In an `Examine` the distances are infinite, since nobody has measured yet; the referee fills them in. `norms` are those of a
+    GRADIENT. What is not shown to the referee stays at infinity.
+    """
+
+    worker: str
+    output: bytes
+    norms: tuple[float, ...]
+    most_overall: float
+    most_of_a_row: float
+    overall: float = float("inf")
+    worst_row: float = float("inf")
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is within what it may be; NaN is not."""
+        return self.overall <= self.most_overall and self.worst_row <= self.most_of_a_row
+
+
+@dataclass(frozen=True, slots=True)
 class Examine:
     """Ask the referee for the honest output of `key`, from sealed weights `version` and inputs with these digests.
 
     `inputs` maps every claim key whose tensor is needed to its accepted digest; `holders` are asked for state and tensors
     in this order. `state_digest` is the sealed digest of the stage at `version`. `clip_scale` and `learning_rate` count only
-    for an UPDATE.
+    for an UPDATE. `route` is that of the step where it is not the running one. `measure` are the accounts of members whose
+    numerics class is not the referee's.
     """
 
     key: ClaimKey
@@ -158,15 +200,40 @@ class Examine:
     holders: tuple[str, ...]
     clip_scale: float = 1.0
     learning_rate: float = 0.0
+    route: Route | None = None
+    measure: tuple[Measured, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What nobody has sent for the case of `key` since it was first asked for: the stage's state, the tensors of `inputs`."""
+
+    key: ClaimKey
+    state: bool
+    inputs: tuple[ClaimKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The tensor of `key` looks unlike its history to who received it; it accuses nobody and makes a check likelier."""
+
+    key: ClaimKey
+    statistic: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the referee computed for `key`; `norms` only for a GRADIENT."""
+    """What the referee computed for `key`; `norms` only for a GRADIENT, `measured` only across numerics classes.
+
+    `apart` are the distances (overall, worst row) between the first two accounts that were to be measured, if both were shown.
+    """
 
     key: ClaimKey
     output: bytes
     norms: tuple[float, ...] = ()
+    measured: tuple[Measured, ...] = ()
+    apart: tuple[float, ...] = ()
 
 
 Message = (
@@ -178,13 +245,17 @@ Message = (
     | Seal
     | SendState
     | StateTransfer
+    | Offer
     | StateAdopted
+    | StateRefused
     | Complaint
     | Loss
     | TiedGradient
     | TiedWeight
     | Examine
     | Finding
+    | Lacking
+    | Flag
     | Header
     | Claim
 )

@@ -11,14 +11,29 @@ from typing import Any, Protocol
 
 from holdfast.claim import ClaimKey
 from holdfast.evaluate import Evaluation
-from holdfast.event import Alert, ClaimReplaced, Event, Ruling, StagesSkipped, StepRestarted, StepSealed
+from holdfast.event import (
+    Alert,
+    ClaimReplaced,
+    Event,
+    RolledBack,
+    Ruling,
+    SpotChecked,
+    StagesSkipped,
+    StepRestarted,
+    StepSealed,
+)
 
 
 class GroundTruth(Protocol):
-    """What only the cast knows: which claims were really forged, and whether an alert has a lie behind it."""
+    """What only the cast knows: the claims that were really forged, those of them that no rollback has undone (`standing`), and
+    whether an alert has a lie behind it.
+    """
 
     @property
     def keys(self) -> Collection[ClaimKey]: ...
+
+    @property
+    def standing(self) -> Collection[ClaimKey]: ...
 
     def explains(self, key: ClaimKey) -> bool: ...
 
@@ -27,9 +42,10 @@ class GroundTruth(Protocol):
 class RunResult:
     """The fields of `train --json`; all counts are of claims.
 
-    `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them.
-    Perplexity and losses are of tokens in nats; `weights_digest` is defined in `holdfast.digest`. `certified` says that every
-    step that is left in the weights was checked.
+    `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them, or
+    that a rollback took out of the weights again. Perplexity and losses are of tokens in nats; `weights_digest` is defined in
+    `holdfast.digest`. `certified` says that every step that is left in the weights was checked, or escaped the draw of the spot
+    checks fairly; `claims_checked` counts what those computed again.
     """
 
     run_id: str
@@ -53,9 +69,11 @@ class RunResult:
     stages_skipped: int
     claims_replaced: int
     rollbacks: int
+    claims_checked: int
     bytes_sent: int
     verify_seconds: float
     referee_seconds: float
+    check_seconds: float
     certified: bool
     interrupted: bool
     out: str | None
@@ -71,6 +89,7 @@ class Counts:
     """Counts the events of a run as they come."""
 
     alerted: dict[ClaimKey, set[str]] = field(default_factory=dict)
+    undone: dict[ClaimKey, set[str]] = field(default_factory=dict)
     blamed_stages: Counter[str] = field(default_factory=Counter)
     blamed_workers: Counter[str] = field(default_factory=Counter)
     sealed: dict[int, int] = field(default_factory=dict)
@@ -80,6 +99,8 @@ class Counts:
     stages_skipped: int = 0
     claims_replaced: int = 0
     rollbacks: int = 0
+    checked: dict[tuple[int, int], int] = field(default_factory=dict)
+    claims_checked: int = 0
 
     def __call__(self, event: Event, _seconds: float) -> None:
         match event:
@@ -97,6 +118,13 @@ class Counts:
                 known.update(event.bypassed)
             case ClaimReplaced():
                 self.claims_replaced += 1
+            case SpotChecked(step, stage, claims):
+                self.claims_checked += claims - self.checked.get((step, stage), 0)
+                self.checked[step, stage] = claims
+            case RolledBack(_, version):
+                for key in [key for key in self.alerted if key.step >= version]:
+                    self.undone.setdefault(key, set()).update(self.alerted.pop(key))
+                self.checked = {moment: count for moment, count in self.checked.items() if moment[0] < version}
             case StepSealed(step, attempt, loss):
                 self.sealed[step] = attempt
                 self.losses[step] = loss
@@ -106,11 +134,12 @@ class Counts:
         return sum(self.sealed.get(key.step) == key.attempt and key not in self.alerted for key in forged)
 
     def detected(self, forged: Collection[ClaimKey]) -> int:
-        return sum(key in self.alerted for key in forged)
+        return sum(key in self.alerted or key in self.undone for key in forged)
 
     def false_alarms(self, truth: GroundTruth | None) -> int:
         """Alerts about honest claims. That a delivery never came accuses nobody, so it is none."""
-        checked = [key for key, reasons in self.alerted.items() if reasons - {"withheld"}]
+        alerts = [*self.alerted.items(), *self.undone.items()]
+        checked = {key for key, reasons in alerts if reasons - {"withheld"}}
         return sum(truth is None or not truth.explains(key) for key in checked)
 
 
@@ -161,18 +190,20 @@ def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, tr
         weights_digest=run.weights_digest,
         attacked_claims=len(forged),
         detected=counts.detected(forged),
-        missed=counts.missed(forged),
+        missed=counts.missed(truth.standing if truth is not None else ()),
         false_alarms=counts.false_alarms(truth),
-        alerts=len(counts.alerted),
+        alerts=len(counts.alerted | counts.undone),
         blamed_stages=dict(counts.blamed_stages),
         blamed_workers=dict(counts.blamed_workers),
         steps_restarted=counts.steps_restarted,
         stages_skipped=counts.stages_skipped,
         claims_replaced=counts.claims_replaced,
         rollbacks=counts.rollbacks,
+        claims_checked=counts.claims_checked,
         bytes_sent=meter.bytes_sent,
         verify_seconds=sum(seconds for kind, seconds in meter.seconds.items() if kind.startswith("shadow")),
         referee_seconds=meter.seconds["referee"],
+        check_seconds=meter.seconds["checker"],
         certified=run.certified,
         interrupted=run.interrupted,
         out=run.out,

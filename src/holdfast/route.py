@@ -83,6 +83,19 @@ class Route:
             return tuple(dict.fromkeys([self.primaries[neighbour], *self.holders(stage)[1:]]))
         return self.holders(neighbour)
 
+    def comparer(self, direction: Direction, stage: int) -> str | None:
+        """Who holds the tensors of both holders of `stage` against one another, where their bytes may differ.
+
+        Forward the shadow's worker, which gets the primary's output anyway; backward the primary of the stage before, to which
+        the shadow sends its own result two stages back. Nobody who would compare his own claim.
+        """
+        if direction is Direction.FORWARD:
+            found = self.shadows[stage]
+        else:
+            before = self.before(stage) if direction is Direction.BACKWARD else None
+            found = None if before is None else self.primaries[before]
+        return None if self.shadows[stage] is None or found == self.primaries[stage] else found
+
     def is_trusted(self, stage: int) -> bool:
         return self.primaries[stage] in self.trusted
 

@@ -24,7 +24,6 @@ CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches
 
 NOT_IN_THIS_VERSION = {
     "engine": {"processes": "one process a worker", "ray": "a Ray cluster"},
-    "defence": {"spot-check": "spot checks", "statistics": "statistics of traffic"},
 }
 
 
@@ -71,9 +70,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("clip_norm", "optimizer.clip_norm", float, "largest global gradient norm (0: no clipping)", "Training"),
     Setting("seed", "training.seed", int, "the seed that all others follow from", "Training"),
     Setting("evaluate_every", "training.evaluate_every", int, "steps between evaluations (0: at the end)", "Training"),
-    Setting("defence", "defence.name", str, "none, duplicate or duplicate-only", "Defence"),
+    Setting("defence", "defence.name", str, "none, duplicate, duplicate-only, spot-check or statistics", "Defence"),
     Setting("on_alert", "defence.on_alert", str, "restart, relay, skip, replace, a plug-in or file.py:Class", "Defence"),
     Setting("ban_policy", "defence.ban_policy", str, "never, quarantine or ban", "Defence"),
+    Setting("check_claims", "defence.check_claims", float, "probability p that a sealed claim is computed again", "Defence"),
+    Setting(
+        "check_steps", "defence.check_steps", float, "probability q that all of a stage's step is computed again", "Defence"
+    ),
+    Setting("window", "defence.window", int, "sealed steps that can be checked and gone back to", "Defence"),
+    Setting("redraw_every", "defence.redraw_every", int, "steps after which workers change stages (0: never)", "Defence"),
     Setting("fault", "faults", str, 'a fault, for example "crash stage=2 step=7"; repeatable', "Attack and faults", many=True),
     Setting("out", "output.dir", str, "directory of the result", "Output"),
     Setting("checkpoint_every", "output.checkpoint_every", int, "steps between checkpoints (0: at the end)", "Output"),
@@ -164,15 +169,13 @@ def run_directory(resume: Path) -> Path:
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise ConfigError for an engine or a defence that this version names but does not have, or an unknown remedy."""
+    """Raise ConfigError for an engine that this version names but does not have, or an unknown remedy."""
     from holdfast.recover.registry import resolve_remedy
 
     resolve_remedy(config.defence.on_alert, config.defence.retries)
-    for kind, value in (("engine", config.pipeline.engine), ("defence", config.defence_name)):
-        what = NOT_IN_THIS_VERSION[kind].get(value)
-        if what is not None:
-            instead = "memory" if kind == "engine" else "duplicate, duplicate-only or none"
-            raise ConfigError(f"{kind} {value!r} ({what}) is not in this version of Holdfast; use {instead}")
+    what = NOT_IN_THIS_VERSION["engine"].get(config.pipeline.engine)
+    if what is not None:
+        raise ConfigError(f"engine {config.pipeline.engine!r} ({what}) is not in this version of Holdfast; use memory")
 
 
 def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:

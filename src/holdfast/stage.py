@@ -10,7 +10,7 @@ tensor that the board has not accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -19,13 +19,20 @@ from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role,
 from holdfast.digest import state_digest, tensor_digest
 from holdfast.execution import StageExecution
 from holdfast.inbox import Inbox
-from holdfast.message import Envelope, Loss, Message, TiedGradient, TiedWeight, Update
+from holdfast.likeness import Likeness
+from holdfast.message import Envelope, Loss, Message, Offer, TiedGradient, TiedWeight, Update
 from holdfast.route import Route
 from holdfast.schedule import Action, Kind
 from holdfast.verify.chain import parents
+from holdfast.verify.resync import Budget, Candidate, compare_updates, judge_update
+from holdfast.verify.tolerance import Agreement
 
 COORDINATOR = "coordinator"
 REFEREE = "referee"
+CHECKER = "checker"
+ARCHIVE = "archive"
+TRUSTED_PARTIES = (COORDINATOR, REFEREE, CHECKER)
+"""Members that are no workers: who may order, or ask for, what a worker holds."""
 
 
 def unsigned(header: Header) -> Header:
@@ -42,7 +49,9 @@ class Terms:
     """What every worker of a run has agreed to: its id, whether claims are checked, and the order of work.
 
     `actions(i)` is the order in which a worker of stage i works; `limit(i)` how many micro-batches it may hold between their
-    forward and backward pass; `sign` is this worker's own hand under its headers.
+    forward and backward pass; `sign` is this worker's own hand under its headers; `window` is how many sealed steps it keeps
+    so that they can be checked; where traffic is `watched`, it flags inputs that look odd; `likeness` says who computes with
+    other bytes than whom (None: nobody does).
     """
 
     run: str
@@ -51,6 +60,9 @@ class Terms:
     limit: Callable[[int], int]
     backward_waits: bool
     sign: Callable[[Header], Header] = unsigned
+    window: int = 0
+    watched: bool = False
+    likeness: Likeness | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +79,8 @@ class _Progress:
     digest: bytes = b""
     posted: bool = False
     update: Update | None = None
+    waiting: Update | None = None
+    offered: StageState | None = None
 
 
 class Stage:
@@ -83,6 +97,7 @@ class Stage:
         self._tied_version = -1
         self._now = _Progress()
         self._route: Route | None = None
+        self._budget: Budget | None = None
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +157,21 @@ class Stage:
         if (message.step, message.attempt) == (self._now.step, self._now.attempt) and not self._frozen:
             self._now.update = message
 
+    @property
+    def outputs(self) -> Mapping[ClaimKey, Claim]:
+        """Everything that this seat has claimed in this attempt, with the tensors."""
+        return self._now.outputs
+
+    def offer(self, message: Offer) -> None:
+        """The primary's new state, for a shadow of another numerics class."""
+        current = (message.attempt, message.state.version) == (self._now.attempt, self.version + 1)
+        if current and self._is_unlike_primary:
+            self._now.offered = message.state
+
+    def candidate(self) -> StageState:
+        """The state that waits for its seal."""
+        return self.execution.state(self.version + 1, candidate=True)
+
     def supply(self, key: ClaimKey, to: Iterable[str] | None = None) -> list[Envelope]:
         """Send the own output for `key` to `to` (None: to its consumers), if this seat has computed it."""
         claim = self._now.outputs.get(key)
@@ -166,7 +196,7 @@ class Stage:
         return not (self._now.posted or self._frozen) and self._now.step >= 0 and self.execution.complete
 
     def wants_update(self) -> bool:
-        return self._now.update is not None
+        return self._now.update is not None or (self._now.waiting is not None and self._now.offered is not None)
 
     def perform(self, action: Action, inbox: Inbox) -> list[Envelope]:
         """Compute one action and claim its result."""
@@ -185,15 +215,64 @@ class Stage:
         return [self._to(COORDINATOR, self._header(self._key(Direction.GRADIENT), (), gradient.digest, gradient.norms))]
 
     def claim_update(self) -> list[Envelope]:
-        """Compute the new version beside the old one and sign its digest; it counts once it is sealed."""
+        """Compute the new version beside the old one and sign its digest; it counts once it is sealed.
+
+        A shadow of another numerics class waits for the primary's, and signs that one where it is as near as it should be.
+        """
         order, self._now.update = self._now.update, None
-        assert order is not None
-        self.execution.update(order.clip_scale, order.learning_rate)
+        if order is not None:
+            self.execution.update(order.clip_scale, order.learning_rate)
+            self._now.waiting = order if self._is_unlike_primary else None
+        if self._now.waiting is not None:
+            if self._now.offered is None:
+                return []
+            self._resynchronise(self._now.offered, self._now.waiting)
+            self._now.waiting = None
         key = self._key(Direction.UPDATE)
         if not self._terms.checked:
             return [self._to(COORDINATOR, self._header(key, (), b""))]
-        digest = state_digest(self.execution.state(self.version + 1, candidate=True))
-        return [self._to(COORDINATOR, self._header(key, (self._now.digest,), digest))]
+        header = self._header(key, (self._now.digest,), state_digest(self.candidate()))
+        return [self._to(COORDINATOR, header), *self._offers()]
+
+    # -- across numerics classes -------------------------------------------------------------------------------------
+
+    @property
+    def _is_unlike_primary(self) -> bool:
+        return self.role is Role.SHADOW and self._is_split
+
+    @property
+    def _is_split(self) -> bool:
+        likeness, route = self._terms.likeness, self._route
+        return likeness is not None and route is not None and likeness.splits(route, self.index)
+
+    def _resynchronise(self, offered: StageState, order: Update) -> None:
+        """Take the primary's new state for the own one, if it follows from the own gradient in all but rounding."""
+        likeness, route = self._terms.likeness, self._route
+        assert likeness is not None
+        assert route is not None
+        pair = route.primaries[self.index], self._worker
+        own = Candidate(self.candidate(), self.execution.clipped(order.clip_scale))
+        found = compare_updates(self.state(), offered, own, likeness.formula(order.learning_rate))
+        if judge_update(found, likeness.bound(self.index, Direction.UPDATE, *pair)) is not Agreement.WITHIN:
+            return
+        self._budget = self._budget or likeness.budget(self.index, *pair)
+        if self._budget.accept(self.index, found.drift):
+            self.execution.adopt(offered)
+
+    def _offers(self) -> list[Envelope]:
+        """A primary shows its new state to a shadow that computes with other bytes."""
+        shadow = None if self._route is None else self._route.shadows[self.index]
+        if shadow is None or self.role is not Role.PRIMARY or not self._is_split:
+            return []
+        return [self._to(shadow, Offer(self._now.attempt, self.candidate()))]
+
+    def _shown(self, key: ClaimKey) -> list[Envelope]:
+        """A shadow's own input gradient goes two stages back in full, where a digest would say nothing."""
+        assert self._route is not None
+        if key.direction is not Direction.BACKWARD or not self._is_unlike_primary:
+            return []
+        comparer = self._route.comparer(key.direction, key.stage)
+        return [] if comparer in (None, self._worker) else self.supply(key, [str(comparer)])
 
     # -- forward and backward ----------------------------------------------------------------------------------------
 
@@ -232,7 +311,7 @@ class Stage:
         self._now.outputs[key] = Claim(header, output, shown)
         posted = [self._to(COORDINATOR, header)]
         if self.role is Role.SHADOW:
-            return posted
+            return posted + self._shown(key)
         if self._route.relay:
             return [*posted, *self.supply(key, [COORDINATOR])]
         return posted + self.supply(key)

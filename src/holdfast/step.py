@@ -5,14 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header
 from holdfast.config import BanPolicy
-from holdfast.message import Finding, Update
+from holdfast.likeness import Likeness
+from holdfast.message import Finding, Lacking, Update
 from holdfast.optimizer import Clipping
 from holdfast.recover.remedy import Dispute, Redo, Remedy
 from holdfast.route import Route
 from holdfast.verify.board import Board
 from holdfast.verify.chain import expected_inputs
+from holdfast.verify.spotcheck import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is done about lies that both holders of a stage may tell, or its only one.
+
+    `window` is how many sealed steps can be computed again; `flag_budget` how many checks a step the flags of one receiver may
+    cause on average; after `redraw_every` steps workers and stages are matched anew (0: never).
+    """
+
+    sampling: Sampling
+    window: int = 0
+    flag_budget: float = 0.0
+    redraw_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +48,33 @@ class Policy:
     ban_after: int = 3
     transfer_s: float = 0.0
     """What a whole state may take on its way, beyond the deadline."""
+    shadowed: bool = True
+    """Whether a second account of every claim is waited for; without one the signed claim stands until it is drawn."""
+    inspection: Inspection = field(default_factory=lambda: Inspection(Sampling(0)))
+    likeness: Likeness | None = None
+    dtype: torch.dtype = torch.float32
+    """Of gradients and their norms."""
+
+
+@dataclass(slots=True)
+class Awaited:
+    """A tensor that `sources` owe the coordinator itself, on its way to `consumers`."""
+
+    sources: tuple[str, ...]
+    consumers: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StepState:
-    """Scratch of one attempt; a new attempt starts with a new one, and nothing of it survives the seal."""
+    """Scratch of one attempt; a new attempt starts with a new one. `digests` are the sealed ones of all stages at `version`."""
 
     step: int
     attempt: int
     version: int
     route: Route
     micro_batches: int
+    digests: Mapping[int, bytes] = field(default_factory=dict)
+    likeness: Likeness | None = None
     board: Board = field(default_factory=Board)
     losses: dict[int, float] = field(default_factory=dict)
     accounts: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -49,13 +83,20 @@ class StepState:
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
     carried: set[tuple[ClaimKey, str]] = field(default_factory=set)
-    complained: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    complained: dict[tuple[ClaimKey, str], set[str]] = field(default_factory=dict)
     shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
     unheard: set[ClaimKey] = field(default_factory=set)
+    awaited: dict[ClaimKey, Awaited] = field(default_factory=dict)
+    unfounded: set[tuple[ClaimKey, str]] = field(default_factory=set)
+    lacking: dict[ClaimKey, Lacking] = field(default_factory=dict)
     redo: tuple[Redo, str] | None = None
     update: Update | None = None
     clipping: Clipping = field(default_factory=lambda: Clipping(0.0, 1.0))
+
+    def is_unlike(self, stage: int) -> bool:
+        """Whether the two holders of the stage compute with other bytes."""
+        return self.likeness is not None and self.likeness.splits(self.route, stage)
 
     @property
     def updating(self) -> set[int]:
@@ -86,6 +127,13 @@ class StepState:
     def at_the_referee(self) -> set[ClaimKey]:
         return self.examined - self.findings.keys()
 
+    @property
+    def unopened(self) -> list[int]:
+        """Stages whose holders have not shown the referee what it was sent for, though asked again."""
+        open_cases = [self.lacking[key] for key in self.at_the_referee if key in self.lacking]
+        found = [[case.key.stage] if case.state else [parent.stage for parent in case.inputs] for case in open_cases]
+        return list(dict.fromkeys(stage for stages in found for stage in stages))
+
     def update_key(self, stage: int) -> ClaimKey:
         return ClaimKey(self.step, self.attempt, Direction.UPDATE, stage)
 
@@ -99,5 +147,10 @@ class StepState:
         return ordered and key.stage in self.updating and key.micro_batch == WHOLE_STEP
 
     def inputs(self, key: ClaimKey) -> tuple[bytes, ...] | None:
-        """What an honest header of `key` names as its inputs; not checked where the jump is left out."""
+        """What an honest header of `key` names as its inputs; not checked where the jump is left out.
+
+        Nor are those of an update whose two holders computed gradients of other bytes: each names its own.
+        """
+        if key.direction is Direction.UPDATE and self.is_unlike(key.stage):
+            return None
         return expected_inputs(key, self.route, self.board.accepted) if self.route.jump else None

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from holdfast.cluster import Cluster, Company, names_of_workers, open_notary
+from holdfast.cluster import Cluster, Company, Deployment, arithmetics, names_of_workers, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.errors import FaultWindowExceeded
@@ -29,6 +29,7 @@ from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed,
 from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
+from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
@@ -51,7 +52,8 @@ class Trainer:
     """One run. `observers` are called with every event and its virtual time, from the thread that runs.
 
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
-    is honest. `resume` is a run's directory, or one of its checkpoints.
+    is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
+    before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Trainer:
         observers: Sequence[Observer] = (),
         cast: Cast | None = None,
         resume: Path | None = None,
+        job: Job | None = None,
+        deployed: Callable[[Cluster], None] = lambda _cluster: None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
@@ -68,7 +72,10 @@ class Trainer:
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
         self._resume = resume
+        self._job = job
+        self._deployed = deployed
         self._notary = Notary()
+        self._likeness: Likeness | None = None
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
@@ -99,9 +106,9 @@ class Trainer:
 
     def _run(self) -> RunResult:
         self._began = time.perf_counter()
-        job = prepare(self._config)
-        self_test(job.source.config, min(3, self._config.pipeline.stages), job.dtype)
+        job = self._job if self._job is not None else prepare_tested(self._config)
         check_fits(job)
+        self._likeness = _likeness(job)
         keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
@@ -140,8 +147,7 @@ class Trainer:
                 except FaultWindowExceeded as error:
                     broken = str(error)
             if broken is not None:
-                self._measure(cluster)
-                states = self._fall_back(keeper, step, broken)
+                states = self._fall_back(keeper, cluster, step, broken)
                 step = _version(states)
                 cluster = self._deploy(job, states)
         self._keep(job, keeper, cluster, states)
@@ -154,7 +160,12 @@ class Trainer:
         """
         evaluates, keeps = (self._is_due(step, every) for every in self._intervals)
         over = step == self._config.training.steps or self._stopping
-        states = cluster.collect() if evaluates or keeps or over else {}
+        if not (evaluates or keeps or over):
+            return {}
+        broken = cluster.settle()
+        if broken is not None:
+            raise FaultWindowExceeded(broken)
+        states = cluster.collect()
         if evaluates:
             self._evaluate(job, states, step)
         if keeps and not over:
@@ -174,23 +185,36 @@ class Trainer:
         if policy.ban_policy == "ban":
             for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
-        deployment = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
-        cluster = Cluster(deployment, job, self._tell, self._cast, frozenset(self._lost), self._notary)
+        name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
+        draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
+        cluster = Cluster(
+            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._cast
+        )
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
         record.lies.update(lies)
         if policy.ban_policy == "quarantine":
             record.quarantined |= lies.keys()
+        self._deployed(cluster)
         return cluster
 
-    def _fall_back(self, keeper: Keeper, step: int, reason: str) -> States:
-        """Both holders of a stage are gone: go on from the last certified checkpoint, without those who are lost."""
+    def _fall_back(self, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
+        """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
+        the last certified checkpoint that is early enough. Whoever is lost or convicted does not come along.
+        """
         self._counts.rollbacks += 1
         again = self._fell == (step, frozenset(self._lost))
         self._fell = (step, frozenset(self._lost))
         if again or self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {self._counts.rollbacks} times, last in step {step}: {reason}")
-        states = keeper.last_certified()
+        rewind = cluster.coordinator.inspector.rewind
+        states: States | None = None
+        if rewind is not None:
+            keeper.forget_after(rewind.version)
+            states = cluster.recall(rewind)
+        if states is None:
+            states = keeper.last_certified()
+        self._measure(cluster)
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
 
@@ -244,6 +268,21 @@ class Trainer:
             self._config.output.dir,
         )
         return summarise(run, score, self._counts, meter, self._cast)
+
+
+def _likeness(job: Job) -> Likeness | None:
+    """Who computes with other bytes than whom, where that matters: with defences off nobody compares."""
+    config, given = job.config, job.config.defence.calibration
+    if config.defence_name == "none":
+        return None
+    return likeness_of(job, arithmetics(config), None if given is None else read_calibration(Path(given)))
+
+
+def prepare_tested(config: RunConfig) -> Job:
+    """What a run needs, and the proof that its model computes split what it computes whole; raises SelfTestFailed."""
+    job = prepare(config)
+    self_test(job.source.config, min(3, config.pipeline.stages), job.dtype)
+    return job
 
 
 def _version(states: States) -> int:

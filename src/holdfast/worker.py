@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role
+from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role, StageState
+from holdfast.comparer import Comparer
 from holdfast.digest import state_digest
 from holdfast.errors import ProtocolError
 from holdfast.execution import StageExecution
@@ -19,7 +20,9 @@ from holdfast.message import (
     BeginStep,
     Complaint,
     Envelope,
+    Flag,
     NewRoute,
+    Offer,
     Seal,
     SendState,
     StateAdopted,
@@ -30,9 +33,12 @@ from holdfast.message import (
     Update,
     Work,
 )
+from holdfast.retained import Retained
 from holdfast.route import Route
 from holdfast.schedule import Action, Kind
-from holdfast.stage import COORDINATOR, REFEREE, Batch, Stage, Terms
+from holdfast.stage import COORDINATOR, TRUSTED_PARTIES, Batch, Stage, Terms
+from holdfast.verify.chain import parents
+from holdfast.verify.statistics import Monitor
 
 UPDATE_COST = 0.05
 """Gradient digest and optimizer step, in forward passes of one micro-batch: a few operations a parameter against B x S x 2."""
@@ -71,6 +77,9 @@ class Worker:
         self._batch = batch
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
+        self._retained = Retained(terms.window)
+        self._comparer = Comparer()
+        self._monitor = Monitor() if terms.watched else None
         self._early: list[SendState] = []
         self._delivered: dict[tuple[int, str], tuple[bytes, StateTransfer]] = {}
 
@@ -81,10 +90,13 @@ class Worker:
         sender, message = envelope.sender, envelope.message
         match message:
             case Claim():
-                return self._to_coordinator(self._inbox.deliver(sender, message))
+                return self._deliver(sender, message)
+            case Offer():
+                self._offer(sender, message)
+                return []
             case StateTransfer():
                 return self._adopt(sender, message)
-            case Supply() | SendState() if sender in (COORDINATOR, REFEREE):
+            case Supply() | SendState() if sender in TRUSTED_PARTIES:
                 return self._send(message)
             case TiedGradient() | TiedWeight() if sender == self.name:
                 for seat in self.seats.values():
@@ -93,6 +105,37 @@ class Worker:
             case BeginStep() | NewRoute() | Accepted() | Update() | Seal() if sender == COORDINATOR:
                 return self._obey(message)
         raise ProtocolError(f"{self.name} got {type(message).__name__} from {sender!r}, who may not send it")
+
+    def _deliver(self, sender: str, claim: Claim) -> list[Envelope]:
+        """A primary's tensor is for use, a shadow's first of all for comparison; both may complete one."""
+        key, role = claim.header.key, claim.header.role
+        compared = self._terms.likeness is not None and self._inbox.fits(claim.tensor) and self._holds(sender, key, role)
+        answerable = role is not Role.SHADOW or not compared
+        told = self._to_coordinator(self._inbox.deliver(sender, claim, answerable=answerable))
+        return [*told, *(self._compare(claim, role) if compared else [])]
+
+    def _holds(self, sender: str, key: ClaimKey, role: Role) -> bool:
+        """Whether `sender` sits there in `role`, unlike the other holder, and this worker is to compare the two."""
+        route, likeness = self._route, self._terms.likeness
+        if route is None or likeness is None or not 0 <= key.stage < len(route.primaries) or key.micro_batch == WHOLE_STEP:
+            return False
+        holders = {Role.PRIMARY: route.primaries[key.stage], Role.SHADOW: route.shadows[key.stage]}
+        mine = route.comparer(key.direction, key.stage) == self.name
+        return mine and holders.get(role) == sender and likeness.splits(route, key.stage)
+
+    def _compare(self, claim: Claim, role: Role) -> list[Envelope]:
+        found = self._comparer.take(claim, role)
+        if found is None or self._route is None:
+            return []
+        apart = (found.apart.overall, found.apart.worst_row)
+        who = (self._route.epoch, self.name, Role.COMPARER)
+        said = Header(self._terms.run, found.key, claim.header.version, *who, (found.shadow,), found.primary, apart)
+        return [Envelope(self.name, COORDINATOR, self.sign(said))]
+
+    def _offer(self, sender: str, message: Offer) -> None:
+        seat = self.seats.get(message.state.stage)
+        if seat is not None and self._route is not None and sender == self._route.primaries[seat.index]:
+            seat.offer(message)
 
     def _obey(self, message: BeginStep | NewRoute | Accepted | Update | Seal) -> Sequence[Envelope]:
         match message:
@@ -104,7 +147,7 @@ class Worker:
                 self._route = route
                 return [envelope for seat in self._seated() for envelope in seat.reroute(route)]
             case Seal(version):
-                told = [envelope for seat in self._seated() for envelope in seat.seal(version)]
+                told = self._seal(version)
                 early, self._early = self._early, []
                 return told + [envelope for order in early for envelope in self._send(order)]
             case Update():
@@ -119,10 +162,19 @@ class Worker:
         if not message.route.bypassed:  # who only sits out a step keeps its seats
             self.seats = {stage: seat for stage, seat in self.seats.items() if stage in held}
         self._inbox.begin(message.step, message.attempt)
-        told += [envelope for seat in self._seated() for envelope in seat.seal(message.version)]
+        self._comparer.begin(message.step, message.attempt)
+        told += self._seal(message.version)
         for stage, seat in self.seats.items():
             seat.role = held.get(stage, seat.role)
             seat.begin(message.step, message.attempt, message.route, active=stage in held)
+        return told
+
+    def _seal(self, version: int) -> list[Envelope]:
+        told = []
+        for seat in self._seated():
+            if seat.version == version - 1:
+                self._retained.keep(seat.state(), seat.outputs)
+            told += seat.seal(version)
         return told
 
     def _adopt(self, sender: str, message: StateTransfer) -> list[Envelope]:
@@ -151,15 +203,21 @@ class Worker:
         if isinstance(message, SendState):
             seat = self.seats.get(message.stage)
             if seat is not None and seat.version == message.version - 1:
+                if message.to in TRUSTED_PARTIES and seat.execution.updated:  # a referee weighs what is not sealed yet
+                    return [Envelope(self.name, message.to, StateTransfer(seat.candidate(), None))]
                 self._early.append(message)  # it overtook the seal
-            if seat is None or seat.version != message.version:
-                return []
-            return [Envelope(self.name, message.to, StateTransfer(seat.state(), message.role))]
-        for seat in self.seats.values():
-            if seat.index == message.key.stage and (sent := seat.supply(message.key, message.to)):
-                return sent
-        claim = self._inbox.claim(message.key)
-        return [] if claim is None else [Envelope(self.name, to, claim) for to in message.to]
+            if seat is not None and seat.version == message.version:
+                state: StageState | None = seat.state()
+            else:
+                state = self._retained.state(message.stage, message.version)
+            return [] if state is None else [Envelope(self.name, message.to, StateTransfer(state, message.role))]
+        seat = self.seats.get(message.key.stage)
+        mine = [] if seat is None else seat.supply(message.key, message.to)
+        claim = self._inbox.claim(message.key) or self._retained.claim(message.key)
+        taken = [] if claim is None else [Envelope(self.name, to, claim) for to in message.to]
+        if self._terms.likeness is not None and mine and taken and claim is not None and claim.header.worker != self.name:
+            return mine + taken  # both accounts, whose bytes differ: who asks knows which one it needs
+        return mine or taken
 
     def _seated(self) -> list[Stage]:
         return list(self.seats.values())
@@ -200,7 +258,20 @@ class Worker:
             case Direction.UPDATE:
                 return seat.claim_update()
             case Direction.FORWARD | Direction.BACKWARD as direction:
-                return self._keep_own(seat.perform(Action(Kind(direction.value), work.key.micro_batch), self._inbox))
+                found = self._keep_own(seat.perform(Action(Kind(direction.value), work.key.micro_batch), self._inbox))
+                return [*found, *self._watch(work)]
+
+    def _watch(self, work: Work) -> list[Envelope]:
+        """Where traffic is watched: tell the coordinator of an input that is unlike those before it. It accuses nobody."""
+        if self._monitor is None or self._route is None or work.role is not Role.PRIMARY:
+            return []
+        flags = []
+        for parent in parents(work.key, self._route):
+            tensor = self._inbox.tensor(parent)
+            if parent.direction is work.key.direction and tensor is not None:
+                odd = self._monitor.observe((parent.direction, parent.stage), tensor)
+                flags += [] if odd is None else [Envelope(self.name, COORDINATOR, Flag(parent, odd.statistic, odd.value))]
+        return flags
 
     def _keep_own(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
         """What one seat makes for another on this worker goes into the inbox at once; the rest is sent."""
@@ -210,9 +281,12 @@ class Worker:
             if isinstance(message, Claim) and envelope.recipient == self.name:
                 self._inbox.own(message)
                 continue
+            sent.append(envelope)
             if isinstance(message, Header) and message.role is Role.SHADOW:
                 self._inbox.vouch(message.key, message.output)
-            sent.append(envelope)
+                own = self.seats[message.key.stage].outputs[message.key]
+                if self._holds(self.name, message.key, Role.SHADOW):
+                    sent += self._compare(own, Role.SHADOW)
         return sent
 
     def _action_work(self, seat: Stage, action: Action) -> Work:

@@ -26,6 +26,12 @@ class SpoilsInput(Attack):
         return honest * 2
 
 
+class SpoilsGradient(Attack):
+    def forge(self, honest, scene):
+        scene.gradient.zero_()
+        return honest * 2
+
+
 class GlobalRandom(Attack):
     def forge(self, honest, scene):
         torch.rand(1)
@@ -79,6 +85,7 @@ def test_a_good_attack_passes():
     [
         (InPlace, "changed the honest tensor in place"),
         (SpoilsInput, "changed an input in place"),
+        (SpoilsGradient, "changed the known gradient in place"),
         (GlobalRandom, "drew a global random number"),
         (Unseeded, "two tensors for one scene"),
         (Narrow, "needed"),

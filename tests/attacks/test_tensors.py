@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from holdfast.attacks import ATTACKS, Attack, Scene, resolve_attack
-from holdfast.attacks.tensors import Gaussian, NotANumber, OtherInput, Perturb, Replay, SignFlip
+from holdfast.attacks.tensors import Gaussian, MomentNoise, OtherInput, Perturb, Replay, SignFlip
 from holdfast.claim import ClaimKey, Direction
 from holdfast.digest import same_bytes
 from holdfast.errors import ConfigError
@@ -73,9 +73,28 @@ def test_replay_remembers_by_micro_batch():
     assert same_bytes(second, HIDDEN)
 
 
-def test_not_a_number_poisons_the_share_that_was_asked_for():
-    assert NotANumber(share=0.25).forge(HIDDEN, scene()).isnan().sum() == 6
-    assert NotANumber(share=1e-9, infinity=True).forge(HIDDEN, scene()).isinf().sum() == 1
+def moments(tensor, over):
+    deviation, mean = torch.std_mean(tensor.double(), over, correction=0)
+    return torch.stack([deviation, mean])
+
+
+@pytest.mark.parametrize(("per", "over"), [("tensor", (0, 1, 2)), ("feature", (0, 1))])
+def test_noise_with_the_moments_of_what_it_replaces(per, over):
+    noise = MomentNoise(per=per).forge(HIDDEN, scene())
+    assert torch.allclose(moments(noise, over), moments(HIDDEN, over), rtol=1e-6)
+    assert (noise - HIDDEN).norm() > HIDDEN.std()
+
+
+def test_noise_per_tensor_has_other_moments_in_each_feature():
+    noise = MomentNoise().forge(HIDDEN, scene())
+    assert not torch.allclose(moments(noise, (0, 1)), moments(HIDDEN, (0, 1)), rtol=0.05)
+
+
+def test_one_row_a_feature_has_no_variance_to_match():
+    one = HIDDEN[:1, :1]
+    noise = MomentNoise(per="feature").forge(one, scene())
+    assert torch.allclose(moments(noise, (0, 1, 2)), moments(one, (0, 1, 2)), rtol=1e-6)
+    assert not same_bytes(noise, one)
 
 
 def test_noise_is_the_same_in_every_dtype_up_to_rounding():
@@ -104,6 +123,31 @@ def test_noise_is_the_same_in_every_dtype_up_to_rounding():
         ("corrupt-shadow,size=0", "size must be greater than 0"),
         ("corrupt-shadow,direction=backward", "direction must be one of forward, got 'backward'"),
         ("withhold,what=nothing", "what must be direct, jump, everyone or board"),
+        ("moment-noise,per=row", "per must be tensor or feature, got 'row'"),
+        ("one-row,size=0", "size must be greater than 0 and finite, got 0"),
+        ("bit-flip,bits=0", "bits must be 1 to 16, got 0"),
+        ("bit-flip,count=0", "count must be at least 1, got 0"),
+        ("bit-flip,bits=3,highest=2", "highest must be 0 .any bit. or at least the 3 bits to flip, got 2"),
+        ("drift,epsilon=inf", "epsilon must be greater than 0 and finite, got inf"),
+        ("creep,start=0", "start must be greater than 0 and at most the limit of 1.0, got 0"),
+        ("creep,start=0.5,limit=0.1", "start must be greater than 0 and at most the limit of 0.1, got 0.5"),
+        ("creep,growth=1", "growth must be greater than 1 and finite, got 1"),
+        ("sleeper,sleep=-1", "sleep must be at least 0 strikes, got -1"),
+        ("sleeper,then=sign-flop", "unknown attack 'sign-flop'"),
+        ("sleeper,direction=forward", "direction must be one of then, got 'forward'"),
+        ("clean-twin,shy=0", "shy must be at least 1 step, got 0"),
+        ("lazy,mode=asleep", "mode must be forward, update or copy, got 'asleep'"),
+        ("lazy,direction=all", "direction=all is for mode=copy, got mode=forward"),
+        ("stale-weights,lag=0", "lag must be at least 1, got 0"),
+        ("stale-weights,direction=forward", "direction must be one of both, got 'forward'"),
+        ("delay,pieces=0", "pieces must be at least 1, got 0"),
+        ("replay-claim,how=loudly", "how must be beside, instead or relabelled, got 'loudly'"),
+        ("flood,per_step=-1", "per_step must be at least 0 .every delivery., got -1"),
+        ("substitute,size=0", "size must be greater than 0, got 0"),
+        ("substitute,times=-1", "times must be at least 0 .every time., got -1"),
+        ("collusion,what=everything", "what must be claims, gradient or update, got 'everything'"),
+        ("collusion,then=framing", "then must name an attack on tensors, got 'framing'"),
+        ("collusion,what=update,size=0", "size must be greater than 0, got 0"),
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_refused(spec, message):

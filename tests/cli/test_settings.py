@@ -75,7 +75,7 @@ def test_a_misspelt_setting_is_told_its_neighbour() -> None:
         merge({}, {"on_alerts": "skip"})
 
 
-@pytest.mark.parametrize("given", [{"engine": "ray"}, {"engine": "processes"}, {"defence": "spot-check"}])
+@pytest.mark.parametrize("given", [{"engine": "ray"}, {"engine": "processes"}])
 def test_what_later_versions_will_have_is_refused_by_name(given) -> None:
     with pytest.raises(ConfigError, match="not in this version"):
         check_available(resolve(merge({}, given)))
@@ -99,7 +99,8 @@ BAD = [
     (("--fault", "crash stage=0 step=1"), "stage 0"),
     (("--fault", "explode stage=1"), "explode"),
     (("--engine", "ray"), "not in this version"),
-    (("--defence", "statistics"), "not in this version"),
+    (("--defence", "spot-check", "--check-steps", "0"), "would check nothing"),
+    (("--defence", "none", "--check-claims", "0.1"), "need a defence"),
     (("--data", "/no/such/file.txt"), "no data at"),
     (("--stages", "9"), "9"),
     (("--seq-length", "600", "--model", "gpt2:layers=6,width=64,heads=4,positions=64"), "longer than the 64 positions"),

@@ -22,6 +22,7 @@ from holdfast.message import (
     Envelope,
     Examine,
     Finding,
+    Lacking,
     NewRoute,
     SendState,
     StateAdopted,
@@ -30,8 +31,9 @@ from holdfast.message import (
 from holdfast.optimizer import Clipping
 from holdfast.recover.replace import Replace
 from holdfast.route import Route, plain_route
-from holdfast.step import Policy
+from holdfast.step import Inspection, Policy
 from holdfast.verify.chain import parents
+from holdfast.verify.spotcheck import Sampling
 
 LETTERS = {"a": Direction.FORWARD, "g": Direction.BACKWARD, "G": Direction.GRADIENT, "U": Direction.UPDATE}
 FORWARD, BACKWARD, GRADIENT, UPDATE = Direction
@@ -39,7 +41,10 @@ FORWARD, BACKWARD, GRADIENT, UPDATE = Direction
 
 @dataclass
 class World:
-    """K = `size` stages on w0 (the initiator, both ends), w1, w2, ...; the first states have been shown."""
+    """K = `size` stages on w0 (the initiator, both ends), w1, w2, ...; the first states have been shown.
+
+    `alone`: claims are signed but nobody shadows anything; `inspection` says what is spot-checked.
+    """
 
     size: int = 5
     micro_batches: int = 2
@@ -47,11 +52,14 @@ class World:
     shadowed: bool = True
     ban: str = "never"
     ban_after: int = 3
+    alone: bool = False
+    inspection: Inspection | None = None
 
     def __post_init__(self) -> None:
         names = ["w0", *(f"w{i}" for i in range(1, self.size - 1)), "w0"]
-        route = plain_route(names, ["w0"], shadowed=self.shadowed)
-        members = Membership(route, 0, dict.fromkeys(route.stages, b"v0"), shadowed=self.shadowed)
+        doubled = self.shadowed and not self.alone
+        route = plain_route(names, ["w0"], shadowed=doubled)
+        members = Membership(route, 0, dict.fromkeys(route.stages, b"v0"), shadowed=doubled)
         for stage, worker in members.missing():
             members.adopted(worker, StateAdopted(stage, 0, Role.PRIMARY, b"v0"))
         self.clipped: list[dict[int, tuple[float, ...]]] = []
@@ -68,6 +76,8 @@ class World:
                 deadline_s=10.0,
                 ban=self.ban,  # type: ignore[arg-type]
                 ban_after=self.ban_after,
+                shadowed=doubled,
+                inspection=self.inspection or Inspection(Sampling(0)),
             ),
         )
         self.route: Route = route
@@ -76,12 +86,15 @@ class World:
         self.events: list[Any] = []
         self.accepted: dict[ClaimKey, bytes] = {}
         self.update: Update | None = None
+        self.updates: dict[int, Update] = {}
         self.posted: set[tuple[str, object]] = set()
         self.waiting: list[Envelope] = []
         self.dead: set[str] = set()
         self.changes: list[tuple[str, str, int, int, dict[str, Any] | None]] = []
         self.asked: list[tuple[str, int, str]] = []
         self.timers: list[tuple[object, float]] = []
+        self.examined: list[Envelope] = []
+        self.withheld: Callable[[ClaimKey], bool] = lambda _key: False
 
     def _clip(self, norms: Any) -> Clipping:
         self.clipped.append(dict(norms))
@@ -97,8 +110,9 @@ class World:
 
     def truth(self, key: ClaimKey) -> bytes:
         """What an honest holder would claim; an update depends on its clip scale and rate, nothing on the attempt."""
-        order = (self.update.clip_scale, self.update.learning_rate) if self.update and key.direction is UPDATE else ()
-        version = self.coordinator.membership.version
+        update = self.updates.get(key.step)
+        order = (update.clip_scale, update.learning_rate) if update and key.direction is UPDATE else ()
+        version = key.step
         return repr((str(key.direction), key.stage, key.micro_batch, version, self.route.bypassed, order)).encode()
 
     def honest(self, worker: str, key: ClaimKey) -> Header:
@@ -176,10 +190,14 @@ class World:
                 assert self.accepted.setdefault(key, output) == output, f"two rulings on the {key}"
             case Update() as order:
                 assert self.update in (None, order), "two orders to update"
-                self.update = order
+                self.update = self.updates[order.step] = order
             case Examine(key):
-                norms = (float(key.stage), 1.0) if key.direction is GRADIENT else ()
-                self._later("referee", Finding(key, self.truth(key), norms))
+                self.examined.append(envelope)
+                if not self.withheld(key):
+                    norms = (float(key.stage), 1.0) if key.direction is GRADIENT else ()
+                    self._later(envelope.recipient, Finding(key, self.truth(key), norms))
+                elif self.examined.count(envelope) > 1:
+                    self._later(envelope.recipient, Lacking(key, True, ()))
             case SendState(stage, version, to, role) if role is not None:
                 self.asked.append((envelope.recipient, stage, to))
                 if envelope.recipient not in self.dead:

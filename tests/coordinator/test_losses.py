@@ -277,3 +277,16 @@ def test_what_is_going_on_in_a_line(world):
     w.post("w0", "a00")
     w.post("w1", "a10")
     assert w.coordinator.describe() == "coordinator: step 0 attempt 0, 1 keys accepted, 0 at the referee, owed by ['w2']"
+
+
+def test_who_does_not_open_to_the_referee_misses_the_coordinators_deadline(world):
+    """Both holders of stage 2 dispute a claim and neither shows the state: one after the other counts as dead."""
+    w = world(size=6).lie("w2", "a20", output=b"x").begin()
+    w.withheld = lambda key: key.stage == 2
+    while not any(isinstance(envelope.message, Examine) for envelope in w.sent):
+        assert w.deliver()
+    for _ in range(400):
+        if w.of(WorkerLost) or not w.deliver():
+            break
+    assert {event.worker for event in w.of(WorkerLost)} <= {"w2", "w3"}
+    assert w.of(WorkerLost), "nobody is held to it"

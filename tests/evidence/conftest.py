@@ -19,12 +19,12 @@ from holdfast.evidence.notary import Notary, Register
 from holdfast.message import Finding
 from holdfast.route import Route, plain_route
 from holdfast.verify.recompute import compare
-from holdfast.verify.referee import judge
+from holdfast.verify.referee import judge, misstates
 
 NAMES = ("initiator", "w1", "w2", "w3", "coordinator")
 IDENTITIES = {name: derived(7, name) for name in NAMES}
 ROUTE: Route = plain_route(["initiator", "w1", "w2", "w3", "initiator"], ["initiator"], shadowed=True)
-LAW = Law(compare, judge)
+LAW = Law(compare, judge, misstates)
 INPUT, TRUE, FALSE = b"i" * 32, b"t" * 32, b"f" * 32
 
 

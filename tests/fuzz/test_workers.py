@@ -32,6 +32,7 @@ from holdfast.message import (
     Seal,
     SendState,
     StateAdopted,
+    StateRefused,
     StateTransfer,
     TiedGradient,
     Update,
@@ -268,6 +269,7 @@ class Bench:
         self.toy, self.draw, self.honest, self.worker = toy, draw, toy.Honest(), self
         self.referee = Referee("run", toy.execution, M, (1.0,) * K)
         self.told: list[str] = []
+        self.accused: list[tuple[int, int, str]] = []
         self.say("coordinator", BeginStep(0, 0, 0, toy.ROUTE, (b"",) * K))
         key = self.honest.key(text)
         needed = tuple((parent, tensor_digest(self.honest.tensors[parent])) for parent in ingredients(key, toy.ROUTE, M))
@@ -282,8 +284,14 @@ class Bench:
         except ProtocolError:
             self.told.append("refused")
             return
-        assert not answers, "the referee answered a stranger"
-        self.told.append("ignored")
+        for answer in answers:  # a false state that came to a trusted party is its sender's lie, told once
+            refused = answer.message
+            assert (type(refused), answer.recipient) == (StateRefused, "coordinator"), "the referee answered a stranger"
+            assert (refused.sender, refused.got) == (sender, state_digest(message.state))
+            assert refused.got != refused.sealed
+            self.accused.append((refused.stage, refused.version, refused.sender))
+        assert len(set(self.accused)) == len(self.accused)
+        self.told.append("accused" if answers else "ignored")
 
     def answers(self, orders: Iterable[Envelope]) -> list[tuple[str, Any]]:
         found: list[tuple[str, Any]] = []
@@ -369,7 +377,7 @@ def flood(toy: Any, kind: str, number: int) -> Any:
         case "of this step":
             return Claim(replace(header, key=replace(header.key, micro_batch=number)), tensor)
     stage = 1 if kind == "states of one stage" else number % K
-    return StateTransfer(replace(toy.state(stage), updates=number), Role.SHADOW)
+    return StateTransfer(replace(toy.state(stage), updates=number + 1), Role.SHADOW)
 
 
 @pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])
@@ -393,13 +401,15 @@ def test_a_flood_of_one_sender_leaves_a_bounded_heap(depth: int, toy: Any, clean
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_at_the_referee_leaves_nothing(depth: int, toy: Any, kind: str) -> None:
+def test_a_flood_at_the_referee_leaves_one_false_state_on_record(depth: int, toy: Any, kind: str) -> None:
     bench = Bench(toy, "G1", random.Random(0))
     orders = bench.say("coordinator", bench.case)
     before = held(bench.referee, set())
     for number in range(depth):
         bench.junk("w1", flood(toy, kind, number))
-    assert held(bench.referee, set()) == before
+    told = [(1, 0, "w1")] if kind.startswith("states") else []
+    assert bench.accused == told
+    assert held(bench.referee, set()) - before <= 4 * len(told)
     for sender, message in bench.answers(orders):
         bench.say(sender, message)
     assert bench.referee.next_work(0) is not None

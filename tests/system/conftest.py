@@ -19,7 +19,7 @@ import torch
 from holdfast.attacks import Campaign, Ledger, Misconduct
 from holdfast.cast import Troupe
 from holdfast.claim import Claim, ClaimKey, Direction, Header, StageState
-from holdfast.cluster import Cluster
+from holdfast.cluster import Cluster, Deployment
 from holdfast.config import RunConfig, resolve
 from holdfast.digest import weights_digest
 from holdfast.event import Event, Ruling, StepSealed
@@ -102,8 +102,9 @@ class Result:
 
     @property
     def convictions(self) -> set[tuple[str, ClaimKey]]:
-        """Who was named as the liar about what."""
-        return {(worker, ruling.key) for ruling in self.of(Ruling) for worker in ruling.culprits}
+        """Who was named as the liar about what it said. That somebody sent another state than the sealed one is no account."""
+        told = [ruling for ruling in self.of(Ruling) if ruling.reason != "state"]
+        return {(worker, ruling.key) for ruling in told for worker in ruling.culprits}
 
     @property
     def blamed(self) -> set[str]:
@@ -160,7 +161,7 @@ def execute(config: RunConfig, objects: Mapping[int, Misconduct] | None = None) 
     """A run from the first step to the last; fails where it cannot go on."""
     job = job_of(config)
     result = Result(config, Troupe(config, objects))
-    cluster = Cluster("run", job, result.observe, result.cast)
+    cluster = Cluster(Deployment("run"), job, result.observe, result.cast)
     cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
     send = cluster.transport.send
 

@@ -31,7 +31,16 @@ PROTOCOL_LIES: dict[str, dict[str, tuple[str, ...]]] = {
     "lie-on-jump": {"header": ("true", "false")},
     "lie-on-direct": {"direction": DIRECTIONS, "header": ("true", "false")},
     "withhold": {"direction": DIRECTIONS, "what": ("direct", "jump", "everyone", "board")},
+    "lazy": {"mode": ("forward", "update", "copy"), "direction": DIRECTIONS},
+    "stale-weights": {"lag": ("1",)},
+    "sleeper": {"sleep": ("1",), "then": ("sign-flip+direction=both", "wrong-update+mode=state", "framing")},
+    "clean-twin": {"shy": ("1",), "then": ("sign-flip+direction=both", "wrong-gradient+mode=state", "framing")},
 }
+ELSEWHERE = {"delay", "replay-claim", "flood", "substitute", "collusion"}
+"""Not every claim of theirs is false, or caught: test_misconduct.py."""
+
+PLANTED = ("task-vector", "trigger")
+"""What they plant comes as an object or a file: tests/attacks/test_targeted.py."""
 
 
 def variants(name: str) -> Iterator[str]:
@@ -42,7 +51,9 @@ def variants(name: str) -> Iterator[str]:
 
 def has_an_audience(attack: str, stage: int) -> bool:
     """Whether there is anybody untrusted to tell the lie, or to tell it to."""
-    if attack.startswith(("corrupt-shadow", "framing", "lie-on-jump")):
+    if attack.startswith("lazy,mode=copy,direction=forward"):
+        return False  # a copy of the truth is none: test_misconduct.py
+    if attack.startswith(("corrupt-shadow", "framing", "lie-on-jump", "lazy,mode=copy")) or "then=framing" in attack:
         return stage < STAGES[-1]  # the shadow of K-2 and the only holder of K-1 are the initiator's
     if "what=jump" in attack:
         return stage < STAGES[-1] and "direction=backward" not in attack  # backward, the shadow is the sender itself
@@ -63,12 +74,20 @@ def steps_of(attack: str) -> int:
     return 4 if attack == SPOILT_IN_SECRET else 3
 
 
+def comes_to_pass(attack: str, struck: list[bool]) -> bool:
+    """Whether these strikes make a lie that somebody can see: a secret needs another step, a sleeper wakes at the second."""
+    if attack == SPOILT_IN_SECRET:
+        return not struck[-1] and any(struck)
+    if attack.startswith("stale-weights"):
+        return any(struck[1:])  # there are no older weights in the first step
+    return sum(struck) > attack.startswith("sleeper")
+
+
 def campaign(attack: str, stage: int, rate: float, steps: int, **more: Any) -> str:
-    """The attack on one stage, with the first seed whose draws strike at least once (what is secret, not only at the end)."""
-    secret = attack == SPOILT_IN_SECRET
+    """The attack on one stage, with the first seed whose draws come to anything."""
     for seed in itertools.count():
-        struck = [Campaign((stage,), rate, seed).strike(step) is not None for step in range(steps)]
-        if any(struck) and not (secret and rate < 1 and (struck[-1] or not any(struck[:-1]))):
+        drawn = Campaign((stage,), rate, seed)
+        if rate == 1 or comes_to_pass(attack, [drawn.strike(step) is not None for step in range(steps)]):
             break
     words = {"stages": stage, "rate": rate, "seed": seed, **more}
     return ",".join([attack, *(f"{key}={value}" for key, value in words.items())])
@@ -95,7 +114,7 @@ def check_replaced(lab: Any, result: Any) -> None:
 
 
 def test_every_attack_is_in_a_matrix() -> None:
-    assert {*ON_TENSORS, *PROTOCOL_LIES} == set(ATTACKS)
+    assert {*ON_TENSORS, *PROTOCOL_LIES, *ELSEWHERE, *PLANTED} == set(ATTACKS)
 
 
 # -- replace -------------------------------------------------------------------------------------------------------------
@@ -118,6 +137,14 @@ QUICK_LIES = [
     ("withhold,direction=both,what=everyone", 3),
     ("withhold,direction=forward,what=board", 2),
     ("withhold,direction=forward,what=board", 4),
+    ("lazy,mode=forward,direction=both", 3),
+    ("lazy,mode=update,direction=forward", 4),
+    ("lazy,mode=copy,direction=both", 2),
+    ("lazy,mode=copy,direction=all", 3),
+    ("stale-weights,lag=1", 1),
+    ("stale-weights,lag=1", 4),
+    ("sleeper,sleep=1,then=wrong-update+mode=state", 2),
+    ("clean-twin,shy=1,then=framing", 3),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role, StageState
-from holdfast.cluster import ARCHIVE, INITIATOR, Cluster
+from holdfast.cluster import ARCHIVE, INITIATOR, Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.digest import weights_digest
 from holdfast.event import Event, Ruling, WorkerLost
@@ -138,7 +138,7 @@ class Company:
 
 def train(job: Job, company: Company | None = None) -> tuple[str, list[Event]]:
     events: list[Event] = []
-    cluster = Cluster("run", job, lambda event, _seconds: events.append(event), company)
+    cluster = Cluster(Deployment("run"), job, lambda event, _seconds: events.append(event), company)
     cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
     for step in range(STEPS):
         assert cluster.run_step(step) is None

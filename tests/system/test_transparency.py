@@ -111,7 +111,11 @@ def check(lab: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
     plain = plain_loop(job)
     piped, seats = pipeline(lab, monkeypatch, settings)
     stages, shadowed = job.plan.stages, settings.get("defence") == "duplicate"
-    assert seats == {Role.PRIMARY: set(range(stages)), Role.SHADOW: set(range(1, stages - 1)) if shadowed else set()}
+    assert seats == {
+        Role.PRIMARY: set(range(stages)),
+        Role.SHADOW: set(range(1, stages - 1)) if shadowed else set(),
+        Role.COMPARER: set(),
+    }
     assert piped.losses == plain.losses
     assert piped.norms == plain.norms
     for step, (ours, theirs) in enumerate(zip(piped.gradients, plain.gradients, strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.claim import Claim, Direction
-from holdfast.cluster import Cluster
+from holdfast.cluster import Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.job import prepare
 
@@ -26,7 +26,7 @@ def one_step(defence: str, schedule: str) -> tuple[float, dict[Direction, int]]:
         "training.steps=2",
     ]
     job = prepare(resolve(assign({}, settings)))
-    cluster = Cluster("time", job, lambda _event, _seconds: None)
+    cluster = Cluster(Deployment("time"), job, lambda _event, _seconds: None)
     cluster.deploy({stage: job.initial_state(stage) for stage in range(STAGES)}, 0)
     cluster.run_step(0)
     before, sent = cluster.launcher.now, dict.fromkeys((Direction.FORWARD, Direction.BACKWARD), 0)

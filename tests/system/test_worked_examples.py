@@ -147,11 +147,12 @@ def test_a_corrupt_update(lab: Any, mode: str) -> None:
 
 
 def test_an_update_that_is_corrupted_after_it_was_signed(lab: Any) -> None:
-    """Sealed on honest digests, and then spoilt: the next claims of w2 show it."""
+    """Sealed on honest digests, and then spoilt: the next claims of w2 show it, and the state that it opens for the referee."""
     result = lab.run(attack=lab.only("X..", "wrong-update,mode=secret", 2), steps=3)
     check_undone(lab, result)
     assert result.blamed == {"w2"}
     assert {key.step for _, key in result.convictions} == {1}
+    assert {event.reason for event in result.of(Ruling) if event.key.step == 0} == {"state"}
 
 
 # -- several liars -------------------------------------------------------------------------------------------------------

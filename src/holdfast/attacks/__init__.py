@@ -1,9 +1,15 @@
 """Attacks, the campaigns that time them, and the dishonest worker that carries them out.
 
-attack     Attack (an author's one small class), Scene      tensors    the attacks on tensors
-campaign   when and where it strikes                        protocol   lies about everything else
-worker     the wrapper around an honest worker              ledger     the ground truth of who lied about what
-registry   from a name or a file to an attack               lie        what a wrapper does to messages and state
+attack     Attack (an author's one small class), Scene      tensors    attacks on a whole tensor
+campaign   when and where it strikes                        sparse     on a few entries of one
+worker     the wrapper around an honest worker              adaptive   that learn from the run
+registry   from a name or a file to an attack               disguise   that hide another attack
+ledger     the ground truth of who lied about what          protocol   lies about what is said of a claim
+lie        what a wrapper does to messages and state        state      about gradients, updates, shadows, states handed over
+                                                            laziness   instead of work
+                                                            timing     too late, once more, never
+                                                            collusion  of both holders of a stage
+                                                            targeted   backdoors, in weights or gradients
 """
 
 from holdfast.attacks.attack import Attack, Misconduct, Scene

@@ -37,6 +37,7 @@ ON_THE_WIRE: Mapping[str, frozenset[Direction]] = {
     "backward": frozenset({Direction.BACKWARD}),
     "both": frozenset({Direction.FORWARD, Direction.BACKWARD}),
 }
+FORWARD_ONLY: Mapping[str, frozenset[Direction]] = {"forward": frozenset({Direction.FORWARD})}
 
 
 def _no_recomputation(other: Tensor) -> Tensor:
@@ -51,6 +52,10 @@ class Scene:
     cannot be had. `recompute(other)` runs the own stage honestly with `other` in place of `inputs[0]`.
     `generator` is seeded by campaign and claim, so the order of delivery changes nothing. `memory` is private to this worker
     and stage and lasts the whole run.
+
+    `gradient` [B, S, D] is the best that it knows of the loss around its own output: the last gradient at that boundary that
+    it was sent for the same micro-batch, in an earlier step (other samples) or, after a restart, an earlier attempt (the very
+    same ones). None before the first one.
     """
 
     key: ClaimKey
@@ -59,6 +64,12 @@ class Scene:
     generator: torch.Generator
     recompute: Callable[[Tensor], Tensor] = _no_recomputation
     memory: dict[str, Any] = field(default_factory=dict)
+    gradient: Tensor | None = None
+
+    def earlier_strikes(self) -> int:
+        """How many attempts of steps this worker was struck in before this one, at this stage."""
+        struck: dict[tuple[int, int], int] = self.memory.setdefault("struck", {})
+        return struck.setdefault((self.key.step, self.key.attempt), len(struck))
 
     def normal_like(self, tensor: Tensor) -> Tensor:
         """Standard normal numbers in the shape, dtype and device of `tensor`; the same on every device."""

@@ -1,15 +1,19 @@
-"""A lie is what a dishonest worker does to the messages about a struck claim, or to its own state around its work.
+"""A lie is what a dishonest worker does to its messages, to its own state around its work, or says though nobody asked.
 
-    execute(work):   before(work) ─> the honest worker computes ─> after(work) ─> rewrite(each outgoing claim and header)
+    execute(work):     before ─> the honest worker computes ─> believe ─> after ─> rewrite (each own claim and header)
+                                                                                   hand_over (each state)
+    after any work:    worked  ─> leaves besides
+    receive(message):  the honest worker takes it ─> the same for what it answers; hear ─> leaves besides
 
-Forging the tensor (`Forgery`, which applies an `Attack`) is the lie about a value; the others are in `protocol.py`.
+Forging the tensor (`Forgery`, which applies an `Attack`) is the lie about a value; the table of the others is in `registry.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,7 +32,9 @@ from holdfast.route import Route
 class Backstage:
     """What a lie may look at and touch: the scene, the route, the own stage (an execution, None where not reachable).
 
-    `honest` is the tensor of the claim where one is leaving now.
+    `honest` is the tensor of the claim where one is leaving now. `struck` says whether the campaign strikes here (around the
+    own work and for own claims it always does). `sign` is the worker's own hand; `idle` tells whether the honest worker has
+    nothing to do but wait.
     """
 
     scene: Scene
@@ -36,6 +42,9 @@ class Backstage:
     execution: Any
     ledger: Ledger
     honest: Tensor | None = None
+    struck: bool = True
+    sign: Callable[[Header], Header] = lambda header: header
+    idle: Callable[[], bool] = lambda: True
 
     @property
     def key(self) -> ClaimKey:
@@ -63,15 +72,31 @@ class Backstage:
 
 
 class Lie(Misconduct, ABC):
-    """Called by the dishonest worker for claims that the campaign strikes, where it acts in `role`. Keeps no state of its own.
+    """Called by the dishonest worker around whatever it does in one of the `roles`. By default it does nothing.
 
-    By default it does nothing: a lie overrides what it needs.
+    One object serves all dishonest workers of a campaign: what one of them must remember goes into `scene.memory`. Messages
+    that a lie makes up itself, `hear` and `worked`, leave as they are; it signs them with `backstage.sign`, or does not.
     """
 
     role: ClassVar[Role] = Role.PRIMARY
 
+    @property
+    def roles(self) -> frozenset[Role]:
+        """In which seats it lies: by default as `role` alone."""
+        return frozenset({self.role})
+
+    # -- about a claim that the campaign strikes ---------------------------------------------------------------------
+
     def before(self, work: Work, backstage: Backstage) -> None:
         """Before the honest worker does `work` on the struck claim."""
+
+    def believe(self, work: Work, output: Tensor, backstage: Backstage) -> Tensor:
+        """In the middle of a forward or backward pass: what the worker itself shall take for the `output` of its stage.
+
+        Everything that it says and does afterwards follows from it: header, claims, its other seat. The trace of the pass
+        stays honest.
+        """
+        return output
 
     def after(self, work: Work, backstage: Backstage) -> None:
         """After it, and before the messages leave."""
@@ -79,6 +104,23 @@ class Lie(Misconduct, ABC):
     def rewrite(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
         """What leaves in place of `envelope`, which holds the worker's own `Claim` or `Header` about the struck claim."""
         return [envelope]
+
+    # -- about everything else; the key is that of the whole step, its update ----------------------------------------
+
+    def hand_over(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
+        """What leaves in place of a `StateTransfer` of a stage that is struck in this step."""
+        return [envelope]
+
+    def hear(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
+        """After the honest worker has taken a message, once for every stage that it holds: what leaves besides.
+
+        Struck or not: a lie that acts only when it is struck asks `backstage.struck`.
+        """
+        return []
+
+    def worked(self, work: Work, backstage: Backstage) -> Sequence[Envelope]:
+        """After any piece of work, once for every stage that it holds: what leaves besides."""
+        return []
 
 
 class Forgery(Lie):
@@ -96,15 +138,15 @@ class Forgery(Lie):
         return self.attack.directions
 
     def rewrite(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
-        forged = self._forge(backstage)
-        if forged is None:
+        told = self._forge(backstage)
+        if told is None:
             return [envelope]
         header = header_of(envelope)
-        output = tensor_digest(forged) if header.output else b""  # with defences off nothing is hashed
+        output = tensor_digest(told) if header.output else b""  # with defences off nothing is hashed
         lying = replace(header, output=output)
         if isinstance(envelope.message, Claim):
             origin = self._pretend(envelope.message.origin, backstage)
-            return [replace(envelope, message=Claim(lying, forged, origin))]
+            return [replace(envelope, message=Claim(lying, told, origin))]
         return [replace(envelope, message=lying)]
 
     def _pretend(self, origin: Tensor | None, backstage: Backstage) -> Tensor | None:
@@ -112,25 +154,30 @@ class Forgery(Lie):
         if origin is None:
             return None
         shown = self.attack.pretend(origin.clone(), backstage.scene).detach()
-        self._check("pretend", origin, shown)
+        _check(self.attack, "pretend", origin, shown)
         return shown.contiguous()
 
     def _forge(self, backstage: Backstage) -> Tensor | None:
         slot = (backstage.scene.worker, backstage.key)
         if slot not in self._forged and backstage.honest is not None:
             self._forged = {old: tensor for old, tensor in self._forged.items() if old[1].step == backstage.key.step}
-            honest = backstage.honest
-            forged = self.attack.forge(honest.clone(), backstage.scene).detach()
-            self._check("forge", honest, forged)
-            self._forged[slot] = forged.contiguous()
-            backstage.record("output", tensor_digest(honest), tensor_digest(forged))
+            self._forged[slot] = forged(self.attack, backstage.honest, backstage.scene)
+            backstage.record("output", tensor_digest(backstage.honest), tensor_digest(self._forged[slot]))
         return self._forged.get(slot)
 
-    def _check(self, method: str, honest: Tensor, made: Tensor) -> None:
-        got, needed = ((tuple(t.shape), t.dtype, t.device) for t in (made, honest))
-        if got != needed:
-            name = type(self.attack).__name__
-            raise ConfigError(f"attack {name}: {method} gave a tensor of {got}, needed {needed}, like the honest one")
+
+def forged(attack: Attack, honest: Tensor, scene: Scene) -> Tensor:
+    """What `attack` makes of `honest`, in a buffer of its own; raises ConfigError where it is of another kind."""
+    made = attack.forge(honest.clone(), scene).detach()
+    _check(attack, "forge", honest, made)
+    return made.contiguous()
+
+
+def _check(attack: Attack, method: str, honest: Tensor, made: Tensor) -> None:
+    got, needed = ((tuple(t.shape), t.dtype, t.device) for t in (made, honest))
+    if got != needed:
+        name = type(attack).__name__
+        raise ConfigError(f"attack {name}: {method} gave a tensor of {got}, needed {needed}, like the honest one")
 
 
 def lie_of(misconduct: Misconduct) -> Lie:
@@ -139,6 +186,29 @@ def lie_of(misconduct: Misconduct) -> Lie:
         return misconduct
     assert isinstance(misconduct, Attack), f"{misconduct!r} is neither a lie nor an attack"
     return Forgery(misconduct)
+
+
+@contextmanager
+def computing(execution: Any, direction: Direction, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `execution` gives `change(output)` where its forward or backward pass would give `output`."""
+    honest = getattr(execution, direction, None)
+    if honest is None or direction not in (Direction.FORWARD, Direction.BACKWARD):  # nothing to reach into
+        yield
+        return
+    outer = vars(execution).get(direction)  # another liar around this one
+
+    def changed(*given: Any) -> Any:
+        result = honest(*given)
+        if direction is Direction.FORWARD:
+            return change(result)
+        of_inputs, of_head = result
+        return (of_inputs if of_inputs is None else change(of_inputs)), of_head
+
+    setattr(execution, direction, changed)
+    try:
+        yield
+    finally:
+        delattr(execution, direction) if outer is None else setattr(execution, direction, outer)
 
 
 def header_of(envelope: Envelope) -> Header:

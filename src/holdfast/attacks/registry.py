@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from holdfast.attacks import protocol, tensors
+from holdfast.attacks import adaptive, collusion, disguise, laziness, protocol, sparse, state, targeted, tensors, timing
 from holdfast.attacks.attack import Misconduct
 from holdfast.plugins import Catalogue
 
@@ -18,17 +18,33 @@ ATTACKS: Mapping[str, type[Misconduct]] = {
     "other-input": tensors.OtherInput,
     "replay": tensors.Replay,
     "permute": tensors.Permute,
-    "nan": tensors.NotANumber,
-    "wrong-gradient": protocol.WrongGradient,
-    "wrong-norm": protocol.WrongNorm,
-    "wrong-update": protocol.WrongUpdate,
-    "corrupt-shadow": protocol.CorruptShadow,
+    "moment-noise": tensors.MomentNoise,
+    "nan": sparse.NotANumber,
+    "one-row": sparse.OneRow,
+    "bit-flip": sparse.BitFlip,
+    "drift": adaptive.Drift,
+    "creep": adaptive.Creep,
+    "sleeper": disguise.Sleeper,
+    "clean-twin": disguise.CleanTwin,
+    "wrong-gradient": state.WrongGradient,
+    "wrong-norm": state.WrongNorm,
+    "wrong-update": state.WrongUpdate,
+    "corrupt-shadow": state.CorruptShadow,
+    "substitute": state.Substitute,
+    "lazy": laziness.Lazy,
+    "stale-weights": laziness.StaleWeights,
     "framing": protocol.Framing,
+    "flood": protocol.Flood,
     "lie-on-jump": protocol.LieOnJump,
     "lie-on-direct": protocol.LieOnDirect,
     "wrong-parent": protocol.WrongParent,
     "equivocation": protocol.Equivocation,
-    "withhold": protocol.Withhold,
+    "withhold": timing.Withhold,
+    "delay": timing.Delay,
+    "replay-claim": timing.ReplayClaim,
+    "collusion": collusion.Collusion,
+    "task-vector": targeted.TaskVector,
+    "trigger": targeted.TriggerGradient,
 }
 
 

@@ -10,8 +10,9 @@
     other-input   f(another input), computed honestly     Lu et al. 2024: the more knowledgeable attacker
     replay        x of an earlier strike                  a valid value, once
     permute       rows of x (one row: positions) rolled   honest numbers for the wrong samples
-    nan           x with a share of NaN or infinity       poisoning of every sum downstream
+    moment-noise  mean(x) + std(x) * n, exactly           Baruch et al. 2019, section 3: nothing for statistics to see
 
+Recomputation (the shadow, the referee) catches every one of them: a digest differs or it does not.
 Where the paper names a stage's direction it is the default here: sign-flip forward, gaussian backward.
 """
 
@@ -209,27 +210,32 @@ class Permute(Attack):
 
 
 @dataclass(kw_only=True)
-class NotANumber(Attack):
-    """Poison a share of the entries with NaN, or (`infinity=true`) infinity; at least one.
+class MomentNoise(Attack):
+    """Send noise with the mean and the variance of x: of the whole tensor, or (`per="feature"`) of each of its D features.
 
-    >>> NotANumber(share=1.0, infinity=True).forge(torch.tensor([1.0, -3.0]), scene_for_doctest())
-    tensor([inf, inf])
+    m + s * (n - mean(n)) / std(n), computed in double precision: whoever compares means, variances or norms with those of
+    the honest tensor finds no difference but rounding. Baruch et al. 2019 ("A Little Is Enough", section 3) stay within such
+    statistics of others; this one has the very own. With a single row per feature, the whole tensor's moments are taken.
+
+    >>> x = torch.tensor([[[1.0, 10.0], [3.0, 30.0], [5.0, 20.0]]])
+    >>> MomentNoise(per="feature").forge(x, scene_for_doctest()).mean(dim=(0, 1)).round(decimals=3)
+    tensor([ 3., 20.])
     """
 
-    share: float = 0.01
-    infinity: bool = False
+    per: str = "tensor"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            self.refuse(f"share must be greater than 0 and at most 1, got {self.share}")
+        if self.per not in ("tensor", "feature"):
+            self.refuse(f"per must be tensor or feature, got {self.per!r}")
 
     def forge(self, honest: Tensor, scene: Scene) -> Tensor:
-        count = max(1, round(self.share * honest.numel()))
-        where = torch.randperm(honest.numel(), generator=scene.generator)[:count].to(honest.device)
-        poisoned = honest.clone(memory_format=torch.contiguous_format)
-        poisoned.view(-1)[where] = math.inf if self.infinity else math.nan
-        return poisoned
+        rows = honest.shape[:-1].numel()
+        over = tuple(range(honest.ndim - (self.per == "feature" and rows > 1)))
+        noise, exact = scene.normal_like(honest).double(), honest.double()
+        deviation, mean = torch.std_mean(exact, over, correction=0, keepdim=True)
+        of_noise, centre = torch.std_mean(noise, over, correction=0, keepdim=True)
+        return (mean + deviation * (noise - centre) / of_noise).to(honest.dtype)
 
 
 def _root_mean_square(tensor: Tensor) -> float:

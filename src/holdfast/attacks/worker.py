@@ -1,8 +1,8 @@
 """A dishonest worker is an honest one whose messages are rewritten on their way out, when and where the campaign says so.
 
-    receive ──> honest worker ──> claims and headers ──> struck?  no  ──────────────> out
-                 (its own state stays honest,                     yes ──> the lie ──> out
-                  unless the lie spoils it)
+    receive ──> honest worker ──> claims, headers, states ──> struck?  no  ──────────────> out
+                 (its own state stays honest,                          yes ──> the lie ──> out
+                  unless the lie spoils it)    whatever it hears or does ────> the lie ──> out, unasked
 
 No line of the honest runtime knows of it.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from holdfast.attacks.attack import Misconduct, Scene
 from holdfast.attacks.campaign import Campaign
 from holdfast.attacks.ledger import Ledger
-from holdfast.attacks.lie import Backstage, header_of, lie_of, with_header
+from holdfast.attacks.lie import Backstage, computing, header_of, lie_of, with_header
 from holdfast.claim import Claim, ClaimKey, Direction, Header
 from holdfast.digest import tensor_digest
-from holdfast.message import Actor, BeginStep, Envelope, NewRoute, Work
+from holdfast.message import Actor, BeginStep, Envelope, NewRoute, StateTransfer, Work
 from holdfast.route import Route
 
 
@@ -38,7 +38,9 @@ class DishonestWorker:
         self._campaign = campaign
         self._ledger = ledger
         self._route: Route | None = None
+        self._moment = (-1, 0)
         self._seen: dict[ClaimKey, list[Tensor]] = {}
+        self._gradients: dict[tuple[int, int], Tensor] = {}
         self._memory: dict[int, dict[str, Any]] = {}
         self.name = inner.name
 
@@ -61,26 +63,42 @@ class DishonestWorker:
         sent = self._inner.receive(envelope)
         if isinstance(message, BeginStep):
             self._heal(held, message.version)
-        return self._outgoing(sent)
+        told = self._outgoing(sent)
+        return told + [unasked for scene in self._scenes() for unasked in self._lie.hear(envelope, scene)]
 
     def next_work(self, device: int) -> Work | None:
         return self._inner.next_work(device)
 
     def execute(self, work: Work) -> Sequence[Envelope]:
-        struck = work.role is self._lie.role and self._strikes(work.key)
-        if struck:
-            self._lie.before(work, self._backstage(work.key))
-        sent = self._inner.execute(work)
-        if struck:
-            self._lie.after(work, self._backstage(work.key))
-        return self._outgoing(sent)
+        sent = self._struck(work) if work.role in self._lie.roles and self._strikes(work.key) else self._inner.execute(work)
+        unasked = [envelope for scene in self._scenes() for envelope in self._lie.worked(work, scene)]
+        return self._outgoing(sent) + unasked
+
+    def _struck(self, work: Work) -> Sequence[Envelope]:
+        self._lie.before(work, self._backstage(work.key))
+
+        def believed(output: Tensor) -> Tensor:
+            return self._lie.believe(work, output, self._backstage(work.key))
+
+        with computing(self._executions().get(work.stage), work.key.direction, believed):
+            sent = self._inner.execute(work)
+        self._lie.after(work, self._backstage(work.key))
+        return sent
 
     # -- lying -------------------------------------------------------------------------------------------------------
 
     def _strikes(self, key: ClaimKey) -> bool:
         return key.direction in self._lie.directions and self._campaign.strikes(key, self.name)
 
-    def _outgoing(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+    def _scenes(self) -> list[Backstage]:
+        """One for each stage that the worker holds now in a role of the lie; its key is the whole step's."""
+        held = () if self._route is None else self._route.seats_of(self.name)
+        return [self._backstage(self._whole(stage)) for stage, role in held if role in self._lie.roles]
+
+    def _whole(self, stage: int) -> ClaimKey:
+        return ClaimKey(*self._moment, Direction.UPDATE, stage)
+
+    def _outgoing(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
         own = {
             message.header.key: message
             for envelope in envelopes
@@ -88,6 +106,9 @@ class DishonestWorker:
         }
         rewritten: list[Envelope] = []
         for envelope in envelopes:
+            if isinstance(envelope.message, StateTransfer):
+                rewritten += self._handed_over(envelope, envelope.message.state.stage)
+                continue
             if not isinstance(envelope.message, (Claim, Header)) or (header := header_of(envelope)).worker != self.name:
                 rewritten.append(envelope)
                 continue
@@ -95,18 +116,33 @@ class DishonestWorker:
                 self._ledger.doubt(self.name, header.key)
                 if self._ledger.is_tainted(self.name, header.key):
                     self._ledger.record(self.name, header.key, "state", b"", header.output)
-            if header.role is self._lie.role and self._strikes(header.key):
+            if header.role in self._lie.roles and self._strikes(header.key):
                 lying = self._lie.rewrite(envelope, self._backstage(header.key, header, own.get(header.key)))
                 rewritten += [self._signed(lie, header) for lie in lying]
             else:
                 rewritten.append(envelope)
         return rewritten
 
+    def _handed_over(self, envelope: Envelope, stage: int) -> Sequence[Envelope]:
+        backstage = self._backstage(self._whole(stage))
+        role = None if self._route is None else self._route.role(stage, self.name)
+        return self._lie.hand_over(envelope, backstage) if backstage.struck and role in self._lie.roles else [envelope]
+
     def _signed(self, envelope: Envelope, honest: Header) -> Envelope:
-        """A liar signs its own lies; unsigned they would be refused, not judged."""
-        sign = getattr(self._inner, "sign", None)
-        changed = isinstance(envelope.message, (Claim, Header)) and header_of(envelope) != honest
-        return with_header(envelope, sign) if sign is not None and changed else envelope
+        """A liar signs its own lies, unsigned they would be refused, not judged; who brings a signature along keeps it."""
+        if not isinstance(envelope.message, (Claim, Header)):
+            return envelope
+        said = header_of(envelope)
+        stale = said != honest and said.signature == honest.signature
+        return with_header(envelope, self._sign) if stale else envelope
+
+    def _sign(self, header: Header) -> Header:
+        sign: Callable[[Header], Header] | None = getattr(self._inner, "sign", None)
+        return header if sign is None else sign(header)
+
+    def _is_idle(self) -> bool:
+        devices = getattr(self._inner, "devices", 1)
+        return all(self._inner.next_work(device) is None for device in range(devices))
 
     def _backstage(self, key: ClaimKey, header: Header | None = None, claim: Claim | None = None) -> Backstage:
         inputs = self._inputs(key, header)
@@ -119,8 +155,18 @@ class DishonestWorker:
             torch.Generator().manual_seed(seed),
             _recomputation(execution, key, inputs, seed),
             self._memory.setdefault(key.stage, {}),
+            self._gradient(key),
         )
-        return Backstage(scene, self._route, execution, self._ledger, None if claim is None else claim.tensor)
+        return Backstage(
+            scene,
+            self._route,
+            execution,
+            self._ledger,
+            honest=None if claim is None else claim.tensor,
+            struck=self._campaign.strikes(key, self.name),
+            sign=self._sign,
+            idle=self._is_idle,
+        )
 
     def _executions(self) -> dict[int, Any]:
         return {stage: seat.execution for stage, seat in getattr(self._inner, "seats", {}).items()}
@@ -128,7 +174,11 @@ class DishonestWorker:
     # -- what it has seen --------------------------------------------------------------------------------------------
 
     def _forget(self, step: int, attempt: int) -> None:
-        self._seen = {key: seen for key, seen in self._seen.items() if (key.step, key.attempt) >= (step, attempt)}
+        self._moment = (step, attempt)
+        for key in [key for key in self._seen if (key.step, key.attempt) < self._moment]:
+            seen = self._seen.pop(key)
+            if key.direction is Direction.BACKWARD:
+                self._gradients[key.stage, key.micro_batch] = seen[0]
         if attempt > 0:
             self._ledger.retry(self.name, step)
 
@@ -140,8 +190,14 @@ class DishonestWorker:
                 self._ledger.heal(self.name, stage, version)
 
     def _remember(self, claim: Claim) -> None:
-        if self._campaign.strike(claim.header.key.step) is not None:
-            self._seen.setdefault(claim.header.key, []).append(claim.tensor)
+        key = claim.header.key
+        if key.direction is Direction.BACKWARD or self._campaign.strike(key.step) is not None:
+            self._seen.setdefault(key, []).append(claim.tensor)
+
+    def _gradient(self, key: ClaimKey) -> Tensor | None:
+        """The last gradient at the output of the stage, of the same micro-batch, that it was sent before this attempt."""
+        after = None if self._route is None else self._route.after(key.stage)
+        return None if after is None else self._gradients.get((after, key.micro_batch))
 
     def _inputs(self, key: ClaimKey, header: Header | None) -> tuple[Tensor, ...]:
         """What the stage worked from for `key`: the deliveries that the header speaks of, or the first ones."""

@@ -41,9 +41,9 @@ def audit(
     from holdfast.evidence.audit_log import audit as examine
     from holdfast.evidence.casebook import Law
     from holdfast.verify.recompute import compare
-    from holdfast.verify.referee import judge
+    from holdfast.verify.referee import judge, misstates
 
-    found = examine(_read(log), Law(compare, judge), _pin(key))
+    found = examine(_read(log), Law(compare, judge, misstates), _pin(key))
     if explain is not None:
         print("\n".join(story.explain(_dispute(found, explain))))
     elif not as_json:

@@ -1,7 +1,11 @@
-"""`holdfast doctor`: is this machine fit? Versions, threads, determinism, the self-test, room; exit code 1 if a check fails."""
+"""`holdfast doctor`: is this machine fit? Versions, threads, determinism, the self-test, room; exit code 1 if a check fails.
+
+With `--numerics` it measures instead how far apart this machine's arithmetics are.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,11 +21,32 @@ def doctor(
     model: Annotated[
         str, typer.Option("--model", metavar="NAME", help="The model of the self-test.")
     ] = "gpt2:layers=6,width=64,heads=4",
+    numerics: Annotated[
+        bool, typer.Option("--numerics", help="Measure how far apart this machine's arithmetics are, instead.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="TYPE", help="With --numerics: float32 or bfloat16 (default: both).")
+    ] = None,
+    stages: Annotated[
+        int | None, typer.Option("--stages", metavar="K", min=3, help="With --numerics: stages to cut into (default: 3).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.toml", help="With --numerics: write the calibration to this file.")
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Check versions, threads, determinism, the model's self-test, memory, disk and data."""
     import json
 
+    if numerics:
+        from holdfast.cli.numerics import show_numerics
+
+        show_numerics(model, dtype, stages or 3, out, as_json=as_json)
+        return
+    if dtype is not None or stages is not None or out is not None:
+        from holdfast.errors import ConfigError
+
+        raise ConfigError("--dtype, --stages and --out say how numerics are measured; add --numerics")
     from holdfast.cli.checkup import examine
 
     checks = []

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import holdfast
-from holdfast.cli import audit, demo, doctor, evaluate, export, models, new, report, train
+from holdfast.cli import audit, bench, demo, doctor, evaluate, export, models, new, report, train
 from holdfast.errors import HoldfastError
 
 INTERNAL_ERROR = 1
@@ -48,7 +48,9 @@ def _root(
 
 for _module in (demo, train, evaluate, models, doctor, export, report, audit):
     _module.register(app)
+app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

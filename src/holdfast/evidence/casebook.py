@@ -24,14 +24,19 @@ from holdfast.evidence.record import (
     Misdelivered,
     Opening,
     Record,
+    Refused,
     Resumed,
     Rollback,
     Ruled,
     Sealed,
     Stood,
     TookOver,
+    Unfounded,
 )
 from holdfast.message import Finding
+
+PRESUMED = ("quarantine", "refusal", "complaint")
+"""Bases of a ruling that are the coordinator's word, and no proof to anybody else."""
 
 COMPARED = ("output", "norms", "parent")
 """Reasons that follow from accounts alone."""
@@ -50,17 +55,21 @@ class Law:
 
     compare: Callable[[Header, Header | None, tuple[bytes, ...] | None], object]
     judge: Callable[[tuple[Header, ...], Finding, tuple[bytes, ...] | None], HasCulprits]
+    misstates: Callable[[Header, Finding], bool]
 
 
 @dataclass(slots=True)
 class Dispute:
-    """All that is on record about one claim; `proven` are the lies that follow from it: worker and kind."""
+    """All that is on record about one claim; `proven` are the lies that follow from it: worker and kind.
+
+    `presumed` are those that rest on the coordinator's word.
+    """
 
     number: int
     key: ClaimKey
     records: dict[int, Record] = field(default_factory=dict)
     proven: list[tuple[str, str]] = field(default_factory=list)
-    presumed: list[str] = field(default_factory=list)
+    presumed: list[tuple[str, str]] = field(default_factory=list)
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """Its records of one kind, in order."""
@@ -74,7 +83,7 @@ class Dispute:
     def verdict(self) -> str:
         """In a word or two: who lied, that nobody could be named, or that nobody was asked."""
         lied = [f"{worker}: {kind}" for worker, kind in dict.fromkeys(self.proven)]
-        lied += [f"{worker}: unlike the accepted account (presumed)" for worker in dict.fromkeys(self.presumed)]
+        lied += [f"{worker}: {kind} (presumed)" for worker, kind in dict.fromkeys(self.presumed)]
         if lied:
             return "; ".join(lied)
         return "inconclusive" if self.rulings else "not examined"
@@ -95,6 +104,7 @@ class CaseBook:
         self._opening: Opening | None = None
         self._deployments: set[str] = set()
         self._deployment = ""
+        self._since = 0
 
     @property
     def opening(self) -> Opening:
@@ -143,7 +153,7 @@ class CaseBook:
     def _deploy(self, deployment: str, version: int) -> None:
         _require(deployment not in self._deployments, f"the name {deployment!r} is used for two deployments")
         self._deployments.add(deployment)
-        self._deployment, self.version = deployment, version
+        self._deployment, self.version, self._since = deployment, version, version
 
     def _seal(self, record: Sealed) -> None:
         _require(record.version == self.version + 1, f"version {record.version} is sealed after version {self.version}")
@@ -188,7 +198,8 @@ class CaseBook:
             is_signed(header, self.opening.keys), f"the account of {header.worker!r} does not bear that worker's signature"
         )
         _require(header.run == self._deployment, f"the account of {header.worker!r} is of another run or deployment")
-        _require(header.version == self.version, f"the account of {header.worker!r} is of another version")
+        kept = self._since <= header.version <= self.version  # a spot check speaks of steps that are sealed
+        _require(kept, f"the account of {header.worker!r} is of another version")
 
     def _check_accusation(self, dispute: Dispute, record: Accusation) -> None:
         headers = [account.header for account in _cited(dispute, record.cites, Account)]
@@ -203,16 +214,19 @@ class CaseBook:
         *accounts, last = record.cites or (-1,)
         follows = {
             "finding": self._by_finding,
+            "comparison": self._by_comparison,
             "equivocation": _by_pair,
             "delivery": _by_delivery,
             "quarantine": self._by_quarantine,
+            "refusal": _by_refusal,
+            "complaint": _by_complaint,
         }.get(record.basis)
         _require(follows is not None, f"a ruling on the basis {record.basis!r}, which this version does not know")
         assert follows is not None
         kinds = follows(dispute, accounts, last)
         _require(tuple(worker for worker, _ in kinds) == record.culprits, "the ruling does not follow from what it cites")
-        if record.basis == "quarantine":
-            dispute.presumed += record.culprits
+        if record.basis in PRESUMED:
+            dispute.presumed += kinds
         else:
             dispute.proven += kinds
 
@@ -223,11 +237,16 @@ class CaseBook:
         by_worker = {header.worker: header for header in headers}
         return [(worker, kind_of_lie(by_worker[worker], found)) for worker in culprits]
 
+    def _by_comparison(self, dispute: Dispute, accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
+        (found,) = _cited(dispute, (last,), Found)
+        said = [account.header for account in _cited(dispute, accounts, Account) if account.header.role is Role.COMPARER]
+        return [(h.worker, "false measurement (framing)") for h in said if self._law.misstates(h, found.finding)]
+
     def _by_quarantine(self, dispute: Dispute, accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
         (stood,) = _cited(dispute, (last,), Stood)
         before = {worker for other in self.disputes.values() for worker, _ in other.proven}
         headers = [account.header for account in _cited(dispute, accounts, Account)]
-        return [(h.worker, "presumed") for h in headers if h.output != stood.accepted and h.worker in before]
+        return [(h.worker, "unlike the accepted account") for h in headers if h.output != stood.accepted and h.worker in before]
 
 
 def kind_of_lie(header: Header, found: Found) -> str:
@@ -254,6 +273,16 @@ def _by_pair(dispute: Dispute, _accounts: Sequence[int], last: int) -> list[tupl
 def _by_delivery(dispute: Dispute, _accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
     (came,) = _cited(dispute, (last,), Misdelivered)
     return [(came.worker, "false delivery")]
+
+
+def _by_refusal(dispute: Dispute, _accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
+    (refused,) = _cited(dispute, (last,), Refused)
+    return [(worker, "did not open what it had signed") for worker in refused.workers]
+
+
+def _by_complaint(dispute: Dispute, _accounts: Sequence[int], last: int) -> list[tuple[str, str]]:
+    (said,) = _cited(dispute, (last,), Unfounded)
+    return [(said.worker, "false complaint")]
 
 
 def _cited(dispute: Dispute, numbers: Sequence[int], kind: type[Kind]) -> list[Kind]:

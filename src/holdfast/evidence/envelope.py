@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
-from holdfast.claim import Header
+from holdfast.claim import Header, Role
 from holdfast.evidence.identity import Identity, verify
 
 HEADER_DOMAIN = b"holdfast/header/1\0"
@@ -68,9 +68,10 @@ def is_signed(header: Header, keys: Mapping[str, bytes]) -> bool:
 def conflict(first: Header, second: Header) -> bool:
     """Whether two signed headers convict their signer: one claim of one run, told in two ways.
 
-    The role does not count (a shadow may have become primary in between), nor does the epoch; a NaN norm equals itself.
+    The role does not count (a shadow may have become primary in between; but a comparer speaks of others' claims), nor does the
+    epoch. A NaN norm equals itself.
     """
-    about = [(header.run, header.worker, header.key) for header in (first, second)]
+    about = [(header.run, header.worker, header.key, header.role is Role.COMPARER) for header in (first, second)]
     told = [pack((header.version, header.inputs, header.output, header.norms)) for header in (first, second)]
     return about[0] == about[1] and told[0] != told[1]
 

@@ -24,12 +24,14 @@ from holdfast.evidence.record import (
     Misdelivered,
     Opening,
     Record,
+    Refused,
     Resumed,
     Rollback,
     Ruled,
     Sealed,
     Stood,
     TookOver,
+    Unfounded,
 )
 from holdfast.message import Finding
 from holdfast.route import Route
@@ -143,6 +145,13 @@ class Notary:
         found = self._write(Found(number, finding, inputs))
         self._write(Ruled(number, key, reason, culprits, "finding", (*cites, found)))
 
+    def misstated(self, said: Header, finding: Finding) -> None:
+        """A comparer signed another distance than there is between the two accounts."""
+        number = self._dispute(finding.key).number
+        account = self._write(Account(number, said))
+        found = self._write(Found(number, finding, None))
+        self._write(Ruled(number, finding.key, "distance", (said.worker,), "comparison", (account, found)))
+
     def equivocated(self, first: Header, second: Header, by: str) -> None:
         """One worker signed two different accounts of one claim."""
         number = self._dispute(first.key).number
@@ -161,6 +170,18 @@ class Notary:
         number = self._dispute(header.key).number
         stood = self._write(Stood(number, header.key, accepted))
         self._write(Ruled(number, header.key, "output", (header.worker,), "quarantine", (*cites, stood)))
+
+    def unopened(self, key: ClaimKey, stage: int, workers: tuple[str, ...]) -> None:
+        """Nobody opened what was needed to compute `key` again, though `workers` hold it."""
+        number = self._dispute(key).number
+        said = self._write(Refused(number, key, stage, workers))
+        self._write(Ruled(number, key, "unopened", workers, "refusal", (said,)))
+
+    def unfounded(self, key: ClaimKey, worker: str) -> None:
+        """A worker complained of what the coordinator itself had delivered."""
+        number = self._dispute(key).number
+        said = self._write(Unfounded(number, key, worker))
+        self._write(Ruled(number, key, "complaint", (worker,), "complaint", (said,)))
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

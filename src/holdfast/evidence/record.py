@@ -2,7 +2,8 @@
 
     opening  resumed  rollback              whose keys, which deployment, from which version
     header  equivocation  delivery  stood   what somebody signed, what came, what was accepted
-    accusation  finding  ruling             who is suspected, what the referee computed, who lied
+    accusation  finding  ruling             who is suspected, what the referee or the checker computed, who lied
+    refusal  complaint                      who did not open what it had signed, who complained without reason
     seal  takeover  closing                 what stands, who took over, that nothing is missing
 
 Bytes are hex, floats the hex of their 8 big-endian bytes, so that nothing is rounded and equal records are equal text.
@@ -125,13 +126,35 @@ class Stood:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """`workers` hold what stage `stage` needs for the claim to be computed again, and did not send it, asked twice."""
+
+    dispute: int
+    key: ClaimKey
+    stage: int
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfounded:
+    """`worker` complained of a delivery of the coordinator's own, which had been checked before it left."""
+
+    dispute: int
+    key: ClaimKey
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ruled:
     """Who lied (nobody: inconclusive). `basis` says how it follows from `cites`:
 
     finding        the accounts cited differ from the finding cited
+    comparison     the comparer's account cited differs from what the finding cited measured
     equivocation   the pair cited
     delivery       the delivery cited
     quarantine     the account cited is not the one that stood, and its author had lied before: no re-execution, no proof
+    refusal        the refusal cited: the coordinator's word, no proof
+    complaint      the complaint cited: the coordinator's word, no proof
     """
 
     dispute: int
@@ -181,6 +204,8 @@ Record = (
     | Equivocated
     | Misdelivered
     | Stood
+    | Refused
+    | Unfounded
     | Ruled
     | Sealed
     | TookOver
@@ -197,6 +222,8 @@ KINDS: dict[str, type[Any]] = {
     "equivocation": Equivocated,
     "delivery": Misdelivered,
     "stood": Stood,
+    "refusal": Refused,
+    "complaint": Unfounded,
     "ruling": Ruled,
     "seal": Sealed,
     "takeover": TookOver,

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from holdfast.claim import Header
 from holdfast.evidence.audit_log import COORDINATOR, Audit, Status
 from holdfast.evidence.casebook import Dispute
-from holdfast.evidence.record import Account, Accusation, Equivocated, Found, Misdelivered, Ruled, Stood
+from holdfast.evidence.record import (
+    Account,
+    Accusation,
+    Equivocated,
+    Found,
+    Misdelivered,
+    Refused,
+    Ruled,
+    Stood,
+    Unfounded,
+)
 
 HEADLINES = {
     Status.INTACT: "intact: every record is there, in order, as it was signed",
@@ -20,17 +30,25 @@ HEADLINES = {
 }
 BASES = {
     "finding": "held against the referee's own computation",
+    "comparison": "held against the referee's own measurement of the same two tensors",
     "equivocation": "two signed accounts of one claim; no referee needed",
     "delivery": "what it sent to the coordinator itself",
     "quarantine": "it had lied before; nobody computed this again, so this is no proof",
+    "refusal": "who signs must open; that it did not is the coordinator's word",
+    "complaint": "the coordinator had checked what it delivered; this is the coordinator's word",
 }
 REASONS = {
     "output": "the two accounts name different outputs",
     "norms": "the two accounts name different gradient norms",
     "parent": "an account names another input than the accepted one",
     "delivery": "a tensor came that is not the accepted one",
+    "distance": "the two accounts are further apart than unlike hardware explains",
     "withheld": "a tensor did not come in time",
     "equivocation": "one worker said two different things",
+    "spot-check": "the claim was drawn after it was sealed, and comes out otherwise",
+    "unopened": "what is needed to compute it again was asked for twice and did not come",
+    "state": "a trusted party was sent another state than the sealed one",
+    "complaint": "a complaint about a delivery of the coordinator's own",
 }
 
 
@@ -65,6 +83,9 @@ def _page(audit: Audit) -> Iterator[str]:
         yield f"PROVEN GUILTY: {worker}, of {count} {'lie' if count == 1 else 'lies'}: {told}"
     if not audit.guilty:
         yield "No worker is proven guilty."
+    presumed = dict.fromkeys((worker, kind) for dispute in audit.disputes for worker, kind in dispute.presumed)
+    for worker, kind in presumed:
+        yield f"Presumed, on the coordinator's word: {worker}, {kind}."
     if audit.status is not Status.INTACT:
         name = HEADLINES[audit.status].partition(":")[0]
         yield f"{name}: what is said above rests on the first {audit.records} records only."
@@ -131,7 +152,8 @@ def _tell(dispute: Dispute, record: object) -> Iterator[str]:
             whom = ", ".join(suspects) or "nobody untrusted"
             yield f"{_accuser(by, reason)}: {REASONS.get(reason, reason)}. Suspected: {whom}."
         case Found(_, finding):
-            yield f"The referee computed it again, from sealed weights and accepted inputs: output {_short(finding.output)}."
+            who = "checker" if any(said.by == "checker" for said in dispute.of(Accusation)) else "referee"
+            yield f"The {who} computed it again, from sealed weights and accepted inputs: output {_short(finding.output)}."
             yield from _compared(dispute, record)
         case Equivocated(_, first, second, by):
             shown = "to the board" if by == "board" else f"to {by}, who showed it"
@@ -141,13 +163,18 @@ def _tell(dispute: Dispute, record: object) -> Iterator[str]:
             yield f"{worker} sent the coordinator {_short(got)} where {_short(accepted)} was accepted."
         case Stood(_, _, accepted):
             yield f"The board had accepted {_short(accepted)}, on the other holder's word."
+        case Refused(_, _, stage, workers):
+            who = " and ".join(workers) or "nobody"
+            yield f"The state or tensors of stage {stage} were asked for twice; {who} sent nothing."
+        case Unfounded(_, _, worker):
+            yield f"{worker} complained of a tensor that the coordinator itself had sent."
         case Ruled(_, _, _, culprits, basis):
             who = f"{' and '.join(culprits)} lied" if culprits else "nobody could be named"
             yield f"Ruling: {who} ({BASES[basis]})."
 
 
 def _accuser(by: str, reason: str) -> str:
-    if by in ("board", "referee", "deadline"):
+    if by in ("board", "referee", "deadline", "checker", "coordinator"):
         return f"Alarm by the {by}"
     return f"Alarm by {by}, who complained" if reason == "delivery" else f"Alarm by the account of {by}, who verifies the stage"
 

@@ -3,6 +3,7 @@
     AdamW in float32         weights 4 + gradient 4 + two moments 8 = 16 bytes a parameter, 32 for primary and shadow
     between update and seal  weights 4 + two moments 8 = 12 more for each copy, 24 for both
     in flight                up to 7 tensors [B, S, D] for each of M micro-batches
+    a window of W steps      weights 4 + two moments 8 = 12 for each copy and step, and 2 tensors for each micro-batch and stage
 
 Activations inside a stage come on top; they depend on the kernels and are not counted.
 """
@@ -44,20 +45,24 @@ class WorkerMemory:
     state_bytes: int
     pending_bytes: int
     boundary_bytes: int
+    window_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.state_bytes + self.pending_bytes + self.boundary_bytes
+        return self.state_bytes + self.pending_bytes + self.boundary_bytes + self.window_bytes
 
 
-def memory_per_worker(plan: Plan, batch: Batch, *, shadows: bool = True) -> tuple[WorkerMemory, ...]:
-    """One entry a stage, each stage on its own worker; the worker of stage i shadows stage i-1 (never stage 0)."""
-    return tuple(_need(plan, batch, stage, stage - 1 if shadows and stage >= 2 else None) for stage in range(plan.stages))
+def memory_per_worker(plan: Plan, batch: Batch, *, shadows: bool = True, window: int = 0) -> tuple[WorkerMemory, ...]:
+    """One entry a stage, each stage on its own worker; the worker of stage i shadows stage i-1 (never stage 0).
+
+    `window` is how many sealed steps workers keep so that spot checks can go back to them.
+    """
+    held = [[stage, stage - 1] if shadows and stage >= 2 else [stage] for stage in range(plan.stages)]
+    return tuple(_need(plan, batch, stage, held[stage], window) for stage in range(plan.stages))
 
 
-def _need(plan: Plan, batch: Batch, stage: int, shadow: int | None) -> WorkerMemory:
+def _need(plan: Plan, batch: Batch, stage: int, held: Sequence[int], window: int) -> WorkerMemory:
     item = batch.dtype.itemsize
-    held = [stage] if shadow is None else [stage, shadow]
     all_parameters = sum(plan.parameter_counts[index] for index in held)
     trained = sum(math.prod(plan.shapes[name]) for index in held for name in plan.trainable_of(index))
     tokens = batch.micro_batch_size * batch.sequence_length
@@ -67,7 +72,9 @@ def _need(plan: Plan, batch: Batch, stage: int, shadow: int | None) -> WorkerMem
         boundary += _LOGIT_TENSORS * tokens * plan.vocabulary * item
         if plan.tied is not None and stage > 0:
             state += 2 * item * math.prod(plan.shapes[plan.tied[1]])
-    return WorkerMemory(stage, shadow, state, 3 * item * trained, boundary)
+    kept = 3 * item * trained + 2 * len(held) * batch.micro_batches * tokens * plan.width * item
+    shadow = held[1] if len(held) > 1 else None
+    return WorkerMemory(stage, shadow, state, 3 * item * trained, boundary, window * kept)
 
 
 def check_memory(needs: Sequence[WorkerMemory], *, worker_bytes: int | None = None, machine_bytes: int | None = None) -> None:

@@ -13,12 +13,14 @@ from holdfast.event import (
     Banned,
     Evaluated,
     Event,
+    Reseated,
     Reshadowed,
     Resumed,
     RolledBack,
     Ruling,
     RunFinished,
     RunStarted,
+    SpotChecked,
     StagesSkipped,
     StepRestarted,
     StepSealed,
@@ -114,7 +116,12 @@ def tell(event: Event) -> str | None:
         case Banned():
             return f"step {event.step}: {event.worker} is banned after {event.lies} proven lies"
         case RolledBack():
-            return f"step {event.step}: back to the checkpoint of version {event.version}: {event.reason}"
+            return f"step {event.step}: back to version {event.version}: {event.reason}"
+        case SpotChecked():
+            found = f"{event.lies} not as accepted" if event.lies else "all as accepted"
+            return f"step {event.step}: stage {event.stage} checked again: {event.claims} claims, {found}"
+        case Reseated():
+            return f"step {event.step}: other seats: {', '.join(event.primaries)}"
         case Evaluated():
             return f"step {event.step}: validation perplexity {event.perplexity:,.1f}, {event.bits_per_byte:.3f} bits per byte"
         case _:

@@ -27,7 +27,7 @@ def timeline(run: RunRecord) -> str:
     """The drawing of `run` as an SVG element, or an empty text where nothing happened."""
     marks = _marks(run)
     bars = run.of("StagesSkipped")
-    turns = run.of("WorkerLost", "TakenOver", "Reshadowed", "Banned", "StepRestarted", "RolledBack")
+    turns = run.of("WorkerLost", "TakenOver", "Reshadowed", "Banned", "StepRestarted", "RolledBack", "Reseated")
     if not (marks or bars or turns):
         return ""
     shown = list(range(1, max(run.stages - 1, 2)))

@@ -31,6 +31,7 @@ class _Case:
     direction: Direction
     honest: Tensor
     inputs: tuple[Tensor, ...]
+    gradient: Tensor
 
     def scene(self, memory: dict[str, object] | None = None) -> Scene:
         return Scene(
@@ -40,6 +41,7 @@ class _Case:
             generator=torch.Generator().manual_seed(11),
             recompute=lambda other: torch.tanh(other * 1.5) + 0.25,
             memory={} if memory is None else memory,
+            gradient=self.gradient,
         )
 
     def __str__(self) -> str:
@@ -70,11 +72,12 @@ def _case(direction: Direction, shape: tuple[int, int, int], dtype: torch.dtype)
     generator = torch.Generator().manual_seed(5)
     count = 1 if direction is Direction.FORWARD else 2
     inputs = tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(count))
-    return _Case(direction, torch.tanh(inputs[0] * 1.5) + 0.25, inputs)
+    gradient = torch.randn(shape, generator=generator).to(dtype)
+    return _Case(direction, torch.tanh(inputs[0] * 1.5) + 0.25, inputs, gradient)
 
 
 def _check_case(factory: Callable[[], Attack], case: _Case) -> None:
-    honest, inputs = case.honest.clone(), tuple(tensor.clone() for tensor in case.inputs)
+    honest, inputs, gradient = case.honest.clone(), tuple(tensor.clone() for tensor in case.inputs), case.gradient.clone()
     before = torch.random.get_rng_state()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -86,6 +89,7 @@ def _check_case(factory: Callable[[], Attack], case: _Case) -> None:
     assert same_bytes(case.honest, honest), f"forge changed the honest tensor in place ({case})"
     unchanged = all(same_bytes(now, then) for now, then in zip(case.inputs, inputs, strict=True))
     assert unchanged, f"forge changed an input in place ({case})"
+    assert same_bytes(case.gradient, gradient), f"forge changed the known gradient in place ({case})"
     assert same_bytes(forged, again), f"forge gave two tensors for one scene; draw from scene.generator ({case})"
     assert torch.equal(torch.random.get_rng_state(), before), f"forge drew a global random number ({case})"
     assert not printed.getvalue(), f"forge printed {printed.getvalue()[:80]!r} ({case})"

@@ -28,7 +28,7 @@ from torch import Tensor
 from holdfast import message as messages
 from holdfast.claim import Claim, StageState
 from holdfast.errors import ProtocolError
-from holdfast.message import Envelope, Message, StateTransfer, TiedGradient, TiedWeight
+from holdfast.message import Envelope, Message, Offer, StateTransfer, TiedGradient, TiedWeight
 
 VERSION = 1
 MAGIC = b"HFST"
@@ -37,7 +37,7 @@ ALIGNMENT = 64
 KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(messages.Message)}
 """Every message there is, by the name that stands in its frame."""
 
-WITH_TENSORS = frozenset({Claim, StateTransfer, TiedGradient, TiedWeight})
+WITH_TENSORS = frozenset({Claim, StateTransfer, Offer, TiedGradient, TiedWeight})
 """The kinds whose frames have parts; all others are control messages."""
 
 DTYPES: dict[str, torch.dtype] = {
@@ -276,7 +276,8 @@ def _check_fields(item: Any) -> None:
             found = [tensor] if origin is None else [tensor, origin]
         case TiedGradient(tensor=tensor) | TiedWeight(tensor=tensor):
             found = [tensor]
-        case StateTransfer(state=StageState(weights=weights, moments=moments)):
+        case StateTransfer(state=StageState() as state) | Offer(state=StageState() as state):
+            weights, moments = state.weights, state.moments
             found = [*weights.values(), *moments.values()]
         case _:
             return

@@ -30,7 +30,8 @@ class Board:
         """
         known = self._headers.setdefault((header.key, header.role), header)
         if known is header:
-            self._signed.setdefault((header.key, header.worker), signed or header)
+            if header.role is not Role.COMPARER:
+                self._signed.setdefault((header.key, header.worker), signed or header)
             return Posting.NEW
         heir = known.worker != header.worker  # the slot's own account came from a worker that was lost
         return Posting.REPEATED if heir or _content(known) == _content(header) else Posting.EQUIVOCATION
@@ -40,7 +41,8 @@ class Board:
 
     def headers(self, key: ClaimKey) -> tuple[Header, ...]:
         """Every account of `key`, the primary's first."""
-        return tuple(header for role in Role if (header := self._headers.get((key, role))) is not None)
+        found = (self._headers.get((key, role)) for role in (Role.PRIMARY, Role.SHADOW))
+        return tuple(header for header in found if header is not None)
 
     def signed(self, key: ClaimKey, worker: str) -> Header | None:
         """What `worker` first said about `key`, in the role and the words that it signed."""
