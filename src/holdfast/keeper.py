@@ -16,8 +16,9 @@ from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_ch
 from holdfast.claim import StageState
 from holdfast.cluster import INITIATOR
 from holdfast.config import RunConfig, to_toml
+from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, ProtocolError, SetupError
+from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError, SetupError
 from holdfast.evidence.log import FILE, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
@@ -226,15 +227,13 @@ def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: 
 
 def _check_tokenizer(path: Path, job: Job) -> None:
     """A tokenizer trained on other text has other words under the same numbers, and nothing else would tell."""
-    from tokenizers import Tokenizer
-
     file = path / "tokenizer.json"
     if not file.is_file():
         return
     try:
-        vocabulary = Tokenizer.from_file(str(file)).get_vocab()
-    except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
-        raise CheckpointError(f"{file} is no tokenizer ({error}); use an older checkpoint") from None
+        vocabulary = read_vocabulary(file)
+    except DataError as error:
+        raise CheckpointError(f"{error}; use an older checkpoint") from None
     if vocabulary != job.tokenizer.get_vocab():
         raise CheckpointError(
             f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "
