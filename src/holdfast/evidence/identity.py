@@ -13,7 +13,7 @@ import os
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -94,7 +94,7 @@ def from_pem(pem: bytes, source: str) -> Identity:
     """The inverse of `Identity.pem`. Raises SetupError."""
     try:
         private = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise SetupError(f"{source} holds no private key in PEM form; make a new one, or give the right file") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise SetupError(f"{source} holds a {type(private).__name__}; needed is an Ed25519 key")
