@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from holdfast.errors import ConfigError
 from holdfast.transport.wire import Limits
+
+NoticeKind: TypeAlias = Literal["up", "lost", "refused", "relayed"]
 
 MAX_NAME_BYTES = 128
 MAX_PART_BYTES = 4 << 20
@@ -61,7 +63,7 @@ class WireOptions:
     reconnect_s: float = 3.0
     linger_s: float = 1.0
     limits: Limits = field(default_factory=Limits)
-    compression: Literal["zlib", "zstd"] | None = None
+    compression: Literal["zlib"] | None = None
 
     def __post_init__(self) -> None:
         if not 1024 <= self.part_bytes <= MAX_PART_BYTES:
@@ -81,14 +83,14 @@ class Notice:
     """
 
     process: str
-    kind: Literal["up", "lost", "refused", "relayed"]
+    kind: NoticeKind
     reason: str
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStats:
-    """One link as it is now: times in seconds, counts in bytes; `rtt_s` and `heard_s` (age) are None before the first answer."""
+    """One link as it is now: times in seconds, counts in bytes; `rtt_s` and `heard_s` (an age) are None until it was heard."""
 
     state: Literal["waiting", "up", "broken", "lost"]
     way: Literal["direct", "relayed"] | None
@@ -127,7 +129,7 @@ class AddressBook:
         return self.relay in (None, self.me.process)
 
     def dials(self, process: str) -> bool:
-        """Whether this end opens the connections to `process`: all dial the relay; of two with addresses the smaller name does."""
+        """Whether this end opens the connections: all dial the relay; of two that have addresses the smaller name does."""
         if self.processes[process].address is None or self.relay == self.me.process:
             return False
         return process == self.relay or self.me.address is None or self.me.process < process
