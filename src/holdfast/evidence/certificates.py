@@ -128,6 +128,11 @@ def check_run(run: str) -> str:
     return run
 
 
+def check_tls_public(public: bytes) -> None:
+    """Raises ProtocolError for bytes that are no P-256 key (SubjectPublicKeyInfo in DER)."""
+    _p256(public)
+
+
 class Authority:
     """The certificate of a run's authority (PEM), and its private key, which never leaves the host."""
 
