@@ -11,10 +11,11 @@ import pytest
 from holdfast.atomic import clear_leftovers, write_file
 
 
-def test_a_file_is_replaced_and_is_its_owners(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_file_is_replaced_and_is_its_owners(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "book.json"
     path.write_text("old")
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         write_file(path, b"new")
     finally:

@@ -93,6 +93,7 @@ def test_a_challenge_is_fresh_ours_and_good_once(gate: Gate, tmp_path: Path) -> 
     gate.pace.now += 121
     (tmp_path / "other").mkdir()
     other = Gate(tmp_path / "other")
+    other.pace.now = gate.pace.now
     for challenge in (old, other.challenge(), bytes(56), gate.challenge()[:-1], b"x"):
         assert gate.admit(gate.request(challenge=challenge)).code == "challenge"
     assert gate.roster.list() == []

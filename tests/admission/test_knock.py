@@ -126,6 +126,7 @@ def test_a_taken_name_is_refused_to_another_key_and_spends_nothing(host: Host) -
         enter(invite, TWO, wish="alice")
     with pytest.raises(NetworkError, match="means somebody else"):
         enter(invite, TWO, wish="host")
+    assert host.invitations.list()[-1]["used_by"] == []
     assert enter(invite, TWO).name == "w1"
     with pytest.raises(NetworkError, match="cannot be 'bob' too"):
         enter(invite, TWO, wish="bob")
@@ -151,6 +152,22 @@ def test_the_operator_may_have_the_last_word(make_host: Callable[..., Host]) -> 
     assert lines == ["enrolled as w1; waiting for the host's operator: holdfast nodes RUN_DIR accept w1"]
     with pytest.raises(NetworkError, match="did not accept it within 60 s"):
         enter(host.invite(), TWO, sleep=clock.sleep, pace=clock, wait_s=60)
+
+
+def test_a_host_that_pauses_while_we_wait_has_our_patience_anew(make_host: Callable[..., Host]) -> None:
+    """The patience for a dead door begins when the door is dead, not when the waiting began."""
+    host, clock = make_host(accept="manual", retry_s=59.0), Clock(0.0)
+    real, down = host.gatekeeper.greet, iter([False, True, True, False])
+    busy = wording.encode(wording.Refused("trouble", "the disk is full", 1.0))
+    host.gatekeeper.greet = lambda peer, content: busy if next(down) else real(peer, content)  # type: ignore[method-assign]
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if len(clock.slept) == 3:
+            host.roster.accept("w1")
+
+    assert enter(host.invite(), sleep=sleep, pace=clock, patience_s=10).name == "w1"
+    assert clock.slept == [59.0, 1.0, 1.0]
 
 
 def test_who_was_sent_away_stays_away(host: Host) -> None:

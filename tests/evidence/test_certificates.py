@@ -67,9 +67,15 @@ def test_an_authority_has_its_time(authority: Authority, hours: float) -> None:
     check_authority(authority.certificate, HOST.fingerprint, RUN, now=NOW - 0.9 * HOUR)
 
 
-def forged(extensions: list[x509.UnrecognizedExtension], *, begins: float = NOW, days: int = 90) -> bytes:
+def forged(
+    extensions: list[x509.UnrecognizedExtension],
+    *,
+    private: ec.EllipticCurvePrivateKey | None = None,
+    begins: float = NOW,
+    days: int = 90,
+) -> bytes:
     """A certificate that signs itself, with the extensions of somebody else."""
-    private = ec.generate_private_key(ec.SECP256R1())
+    private = private or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
     start = datetime.datetime.fromtimestamp(begins, datetime.UTC)
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key())
@@ -87,6 +93,16 @@ def test_the_word_of_the_host_cannot_be_moved_to_another_key(authority: Authorit
     assert isinstance(copied, x509.UnrecognizedExtension)
     with pytest.raises(ProtocolError, match="altered"):
         check_authority(forged([copied]), HOST.fingerprint, RUN, now=NOW)
+
+
+def test_a_leaked_authority_cannot_extend_its_own_life(authority: Authority) -> None:
+    """The thief has its private key; the host vouched for it until a certain day."""
+    real = x509.load_pem_x509_certificate(authority.certificate)
+    copied = real.extensions.get_extension_for_oid(certificates._VOUCHED).value
+    assert isinstance(copied, x509.UnrecognizedExtension)
+    begins = real.not_valid_before_utc.timestamp()
+    with pytest.raises(ProtocolError, match="altered"):
+        check_authority(forged([copied], private=authority._private, begins=begins, days=365), HOST.fingerprint, RUN, now=NOW)
 
 
 def test_a_certificate_that_vouches_for_nothing_is_refused() -> None:

@@ -144,7 +144,7 @@ class ControlServer:
             known = ", ".join(sorted(self._handlers)) or "nothing"
             return _Said(error=f"the host knows no request {asked.request[:40]!r}; it knows {known}", code=2)
         try:
-            return _Said(ok=dict(handler(**asked.arguments)))
+            return _Said(ok=msgspec.to_builtins(dict(handler(**asked.arguments))))
         except HoldfastError as error:
             return _Said(error=str(error), code=error.exit_code)
         except Exception as error:  # noqa: BLE001  (a request must not take the host down, whatever is wrong with it)

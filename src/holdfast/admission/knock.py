@@ -115,7 +115,6 @@ def knock(
             continue
         if known_hosts is not None:
             known_hosts.remember(invite)
-        reached, pause_s = pace(), FIRST_PAUSE_S
         if isinstance(answer, Admitted):
             return visitor.admission(answer, at, authority, host_public)
         if pace() - began >= wait_s:
@@ -127,6 +126,7 @@ def knock(
             told = answer.name
             tell(f"enrolled as {told}; waiting for the host's operator: holdfast nodes RUN_DIR accept {told}")
         sleep(min(max(answer.retry_s, FIRST_PAUSE_S), 60.0))
+        reached, pause_s = pace(), FIRST_PAUSE_S
 
 
 _ADVICE = "is the host running, is its port open, is the address still right?"
