@@ -176,14 +176,15 @@ def ask(path: Path, request: str, **arguments: Any) -> dict[str, Any]:
     return said.ok
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    address_family = getattr(socket, "AF_UNIX", socket.AF_INET)  # the library's own class is missing where the family is
     daemon_threads = False
     block_on_close = True
     request_queue_size = 32
 
     def __init__(self, path: str, control: ControlServer) -> None:
         self._control = control
-        super().__init__(path, socketserver.BaseRequestHandler)
+        super().__init__(path, socketserver.BaseRequestHandler)  # type: ignore[arg-type]  # a path in this family
 
     def server_bind(self) -> None:
         """Nobody else may connect, not even before the chmod: on Linux the mode of the socket is that of the file."""

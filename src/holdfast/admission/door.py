@@ -7,6 +7,8 @@ crowd at the door does not slow a step down.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -43,6 +45,7 @@ class Door:
         self._wanted = check_listen(address, exposed=exposed)
         self._credentials = grpc.ssl_server_credentials([(private_key, certificate)])
         self._server: grpc.aio.Server | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     async def start(self) -> Address:
         """Open it; the address that it really has. Raises SetupError where the port cannot be had."""
@@ -59,6 +62,7 @@ class Door:
         if port == 0:
             await server.stop(None)
             raise SetupError(f"cannot listen on {self._wanted}: the port is taken or not allowed; choose another with --door")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="holdfast-door")
         await server.start()
         self._server = server
         return Address(self._wanted.host, port)
@@ -68,10 +72,16 @@ class Door:
         server, self._server = self._server, None
         if server is not None:
             await server.stop(grace_s)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(cancel_futures=True)
 
     async def _greet(self, content: bytes, context: Any) -> bytes:
-        """In a thread, because the gatekeeper writes files, and one waits for the other."""
-        return await asyncio.to_thread(self._gatekeeper.greet, context.peer(), content)
+        return await self._aside(self._gatekeeper.greet, context.peer(), content)
 
     async def _admit(self, content: bytes, context: Any) -> bytes:
-        return await asyncio.to_thread(self._gatekeeper.admit, context.peer(), content)
+        return await self._aside(self._gatekeeper.admit, context.peer(), content)
+
+    async def _aside(self, answer: Callable[[str, bytes], bytes], peer: str, content: bytes) -> bytes:
+        """In a thread of the door's own: the gatekeeper writes files, and the loop and its other threads serve the members."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answer, peer, content)
