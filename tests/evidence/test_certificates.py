@@ -241,6 +241,19 @@ def test_private_keys_do_not_show(authority: Authority) -> None:
     assert key.private.decode().splitlines()[1] not in shown
 
 
+@pytest.mark.filterwarnings("default:Parsed a serial number")
+def test_a_negative_serial_number_is_refused(authority: Authority) -> None:
+    """The library warns of it today and raises tomorrow; whoever makes warnings errors gets the same refusal."""
+    found = x509.load_pem_x509_certificate(authority.certificate)
+    content = found.public_bytes(Encoding.DER)
+    length = (found.serial_number.bit_length() + 8) // 8
+    serial = found.serial_number.to_bytes(length, "big")
+    negative = content.replace(serial, b"\x80" + serial[1:], 1)
+    assert x509.load_der_x509_certificate(negative).serial_number < 0
+    with pytest.raises(ProtocolError, match="is none"):
+        check_authority(negative, HOST.fingerprint, RUN, now=NOW)
+
+
 @given(st.binary(max_size=200), st.integers(0, 4000))
 def test_bytes_from_the_wire_raise_only_protocol_errors(noise: bytes, at: int) -> None:
     base = x509.load_pem_x509_certificate(SAMPLE.certificate).public_bytes(Encoding.DER)

@@ -59,6 +59,7 @@ _VOUCHED = x509.ObjectIdentifier(f"{_ARC}.1")
 _MEMBER = x509.ObjectIdentifier(f"{_ARC}.2")
 _EMBEDDED = x509.ObjectIdentifier(f"{_ARC}.3")
 
+_UNREADABLE = (x509.InvalidVersion, x509.DuplicateExtension)
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 
 
@@ -389,7 +390,9 @@ def _parse(certificate: bytes) -> x509.Certificate:
         found = x509.load_pem_x509_certificate(certificate) if pem else x509.load_der_x509_certificate(certificate)
         _ = found.version, found.subject, found.issuer, found.extensions, found.not_valid_before_utc, found.not_valid_after_utc
         public = found.public_key()
-    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
+        if found.serial_number <= 0:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, UserWarning, UnsupportedAlgorithm, *_UNREADABLE):
         raise ProtocolError(f"what should be a certificate is none ({len(certificate)} bytes)") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise ProtocolError(f"a certificate of Holdfast has an ECDSA P-256 key, got a {type(public).__name__}")
