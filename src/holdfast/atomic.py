@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from holdfast.errors import CheckpointError
+from holdfast.plain import from_own_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -129,7 +130,7 @@ _ADVICE = "use an older checkpoint"
 def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_own_json(path.read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
             raise CheckpointError(f"{path} has schema {manifest['schema']}, this version of Holdfast reads {SCHEMA}")
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.claim import ClaimKey
+from holdfast.plain import fits
 
 SCHEMA = 1
 
@@ -184,6 +186,15 @@ Event = (
     | CheckpointWritten
     | RunFinished
 )
+
+
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+
+
+def is_record(record: Any) -> bool:
+    """Whether a JSON value could be a record of `to_record`: its event is known, and every field of that has its form."""
+    kind = KINDS.get(record["event"]) if isinstance(record, dict) and isinstance(record.get("event"), str) else None
+    return kind is not None and fits(record.get("seconds"), float) and fits(record, kind)
 
 
 def to_record(event: Event, seconds: float) -> dict[str, Any]:

@@ -16,10 +16,14 @@ from holdfast.route import Route, reshadowed, without
 
 
 class Membership:
-    """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker."""
+    """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker.
+
+    `members` are all that it began with, the lost ones too.
+    """
 
     def __init__(self, route: Route, version: int, digests: Mapping[int, bytes], *, shadowed: bool) -> None:
         self.route = route
+        self.members = frozenset(route.workers)
         self.version = version
         self.digests = dict(digests)
         self.lies: Counter[str] = Counter()
@@ -39,7 +43,8 @@ class Membership:
         good = message.version == self.version and message.digest == self.digests[message.stage]
         if good:
             self._holding.add(seat)
-        self._asked.discard(seat)
+        if good or self._tries[seat] < 2 * len(self.sources(message.stage)):
+            self._asked.discard(seat)  # at once, but not for ever: a false word would order whole states as fast as it is said
         return good
 
     def distrust(self, stage: int, worker: str) -> None:

@@ -136,7 +136,7 @@ def numbers(text: str, what: str) -> tuple[int, ...]:
     """
     found: list[int] = []
     for part in re.split(r"[,+]", text):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
             raise ConfigError(f"{what}: expected numbers such as 2, 1-4 or 1+3, got {text!r}")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)

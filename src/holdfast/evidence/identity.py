@@ -13,7 +13,7 @@ import os
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -83,7 +83,7 @@ def load(path: Path) -> Identity:
         private = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise SetupError(f"cannot read the key file {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise SetupError(f"{path} holds no private key in PEM form; make a new one, or give the right file") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise SetupError(f"{path} holds a {type(private).__name__}; needed is an Ed25519 key")

@@ -9,7 +9,6 @@ A config is data from a stranger: no key may name code, and none is run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from holdfast.errors import CheckpointError, ConfigError, PartitionError, SetupE
 from holdfast.partition.scratch import SCRATCH_KINDS, config_from_spec
 from holdfast.partition.shards import SINGLE, SUMS, Files
 from holdfast.partition.skeleton import prepare_config
+from holdfast.plain import from_json
 
 CONFIG = "config.json"
 
@@ -163,8 +163,8 @@ def read_config(files: Files) -> Any:
     if path is None:
         raise CheckpointError(f"{files.name} holds no config.json; a Hugging Face model directory is needed")
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        keys = from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(keys, dict) or not isinstance(keys.get("model_type"), str):
         raise CheckpointError(f"{path} names no model_type; it is not the config of a model")
