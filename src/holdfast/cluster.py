@@ -143,9 +143,7 @@ class Cluster:
         initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
         workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
         ensemble = Ensemble([initiator, self.coordinator, referee, checker, self.archive], workers, builder, self._sign)
-        hooks = Hooks(
-            self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined
-        )
+        hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
         self.launcher = self._engine.deploy(ensemble, hooks)
         target = membership.target()
         self.launcher.inject(

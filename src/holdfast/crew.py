@@ -1,14 +1,11 @@
 """The crew of the `processes` engine: a process on this machine for each worker, told its part on its standard input.
 
-Each gets the credentials that the run's own authority issues to it, and speaks the same wire as a machine far away. A process that
-ends is started again, after a pause that grows; who is banned is not.
+Each gets the credentials that the run's own authority issues to it, and speaks the same wire as a machine far away. A process
+that ends is started again, after a pause that grows; who is banned is not.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
 import secrets
 import signal
 import sys
@@ -19,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.config import RunConfig, Section
-from holdfast.engine import Engine
-from holdfast.errors import ProtocolError
 from holdfast.evidence.certificates import Authority
-from holdfast.evidence.identity import Identity, derived, generate
+from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
-from holdfast.machines import HOST, TRUSTED, Machines, Patience
+from holdfast.machines import HOST, TRUSTED, Machines
 from holdfast.station import ANYTIME
-from holdfast.transport import Credentials, Endpoint, GrpcTransport, WireOptions
+from holdfast.transport import Credentials, Endpoint, WireOptions
+from holdfast.transport.grpc import GrpcTransport
 
 MAX_STARTS = 8
 """A worker whose process ends this often is not started again."""
@@ -57,19 +53,23 @@ class Told(Section):
 
 @dataclass(frozen=True)
 class Staging:
-    """How the processes are set up. `heard(name, line)` gets what they say on their standard output; `step()` is the run's."""
+    """How the processes are set up. Where they play a part in a cast, `cast` is the config of it, `heard(name, line)` gets what
+    they say on their standard output, and faults of steps before `step()` have struck when a process is started again.
+    """
 
     config: RunConfig
+    cast: RunConfig | None = None
     heard: Callable[[str, bytes], None] = lambda _name, _line: None
     step: Callable[[], int] = lambda: 0
     logs: Path | None = None
-    restarts: bool = True
 
 
 class Processes:
     """A `Crew`. `host` is the endpoint of the trusted members."""
 
-    def __init__(self, run: str, host: Endpoint, authority: Authority, staging: Staging, ended: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, run: str, host: Endpoint, authority: Authority, staging: Staging, ended: Callable[[str, str], None]
+    ) -> None:
         self._run = run
         self._host = host
         self._authority = authority
@@ -115,12 +115,12 @@ class Processes:
             name=name,
             host=self._host.address,
             trusted=TRUSTED,
-            authority=self._authority.pem.decode(),
+            authority=self._authority.certificate.decode(),
             certificate=certificate.decode(),
             private_key=private_key.decode(),
             identity=identity.pem().decode(),
             device=config.model.device,
-            cast=config if config.attack or config.faults else None,
+            cast=self._staging.cast,
             struck_before=self._staging.step() if self._starts[name] > 1 else 0,
             silence_s=config.machines.silence_s,
         )
@@ -132,7 +132,9 @@ class Processes:
         with self._lock:
             if self._closed:
                 return
-            again = self._staging.restarts and name not in self._banned and self._starts[name] < MAX_STARTS
+            again = (
+                self._staging.config.machines.restart_workers and name not in self._banned and self._starts[name] < MAX_STARTS
+            )
             if again:
                 timer = threading.Timer(PAUSE_S * 2 ** (self._starts[name] - 1), self._again, (name,))
                 timer.daemon = True
@@ -147,19 +149,21 @@ class Processes:
                 self._start(name)
 
 
-def processes(config: RunConfig, heard: Callable[[str, bytes], None], step: Callable[[], int], logs: Path | None) -> Machines:
-    """The engine `processes` for a run of `config`; nothing is started before the first deployment but the wire's listener."""
+def processes(staging: Staging) -> Machines:
+    """The engine `processes`; no process is started before the first deployment, but the wire listens on loopback.
+
+    Raises NetworkError if it cannot.
+    """
     run = secrets.token_hex(16)
     identity = generate()
     authority = Authority.generate(identity, run)
     certificate, private_key = authority.credentials(HOST, identity)
     transport = GrpcTransport(
         Endpoint(HOST, TRUSTED),
-        Credentials(authority.pem, certificate, private_key),
+        Credentials(authority.certificate, certificate, private_key),
         run=run,
-        options=WireOptions(silence_s=config.machines.silence_s),
+        options=WireOptions(silence_s=staging.config.machines.silence_s),
         anytime=ANYTIME,
     )
-    staging = Staging(config, heard, step, logs, config.machines.restart_workers)
     host = Endpoint(HOST, TRUSTED, transport.address)
-    return Machines(transport, lambda ended: Processes(run, host, authority, staging, ended), Patience())
+    return Machines(transport, lambda ended: Processes(run, host, authority, staging, ended))

@@ -95,11 +95,12 @@ def _engine(
             f"an attack that is an object lives in this process, and the engine {config.pipeline.engine!r} has others; "
             "give its class as file.py:Class, or use the engine memory"
         )
-    from holdfast.crew import processes
+    from holdfast.crew import Staging, processes
 
-    heard = (lambda _name, _line: None) if troupe is None else troupe.absorb
-    step = (lambda: 0) if troupe is None else (lambda: troupe.latest + 2)
-    return partial(processes, config, heard, step, None if out is None else out / "workers")
+    logs = None if out is None else out / "workers"
+    if troupe is None:
+        return partial(processes, Staging(config, logs=logs))
+    return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
 
 
 class _Recorder:

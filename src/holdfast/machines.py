@@ -26,8 +26,7 @@ from holdfast.event import Banned, Event
 from holdfast.launch import Hooks, RealTime
 from holdfast.message import Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
-from holdfast.transport import Traffic
-from holdfast.transport.endpoint import Endpoint, Notice
+from holdfast.transport import Endpoint, Notice, Traffic
 
 HOST = "host"
 """The process of the trusted members, by which machines know it."""
@@ -76,7 +75,7 @@ class Crew(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds: until a worker's process must be there, must be deployed, must answer; and until nothing at all is a deadlock."""
+    """Seconds until a worker must be there, must be deployed, must answer; and until nothing at all is a deadlock."""
 
     start_s: float = 120.0
     deploy_s: float = 120.0
@@ -91,7 +90,7 @@ class Machines:
         self,
         transport: Exchange,
         open_crew: Callable[[Callable[[str, str], None]], Crew],
-        patience: Patience = Patience(),  # noqa: B008  # frozen
+        patience: Patience = Patience(),  # frozen
     ) -> None:
         self._transport = transport
         self._patience = patience
@@ -110,7 +109,7 @@ class Machines:
 
     # -- an engine ---------------------------------------------------------------------------------------------------
 
-    def deploy(self, ensemble: Ensemble, hooks: Hooks) -> RealTime:
+    def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
 
         Raises NetworkError where nobody comes at all.

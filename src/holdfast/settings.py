@@ -18,7 +18,19 @@ from holdfast.errors import ConfigError
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
 
-SECTIONS = ("model", "data", "pipeline", "optimizer", "training", "defence", "attack", "cluster", "machines", "output", "faults")
+SECTIONS = (
+    "model",
+    "data",
+    "pipeline",
+    "optimizer",
+    "training",
+    "defence",
+    "attack",
+    "cluster",
+    "machines",
+    "output",
+    "faults",
+)
 CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches", "worker")
 """The parameters after an attack's name that belong to its campaign, not to the attack."""
 

@@ -1,4 +1,4 @@
-"""A station is the process that a worker lives in: it says that it is there, is deployed, plays its part, and may be deployed anew.
+"""A station is the process that a worker lives in: it says that it is there, is deployed, and plays its part until dismissed.
 
     Present --> Peers, Deploy --> build the worker of the blueprint --> Deployed --> the worker's messages and work
                    ^                                                                     |
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from holdfast.launch import Room
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Peers, Present, Tally, TallyUp
 from holdfast.numerics import pinned
 from holdfast.stage import COORDINATOR, unsigned
-from holdfast.transport.endpoint import Endpoint
+from holdfast.transport import Endpoint
 
 TURN_S = 0.2
 ORDERS = (Peers, Deploy, TallyUp, Dismiss)
@@ -151,5 +151,3 @@ class Station:
             self._room.put(envelope)
         else:
             self._link.send(envelope)
-
-

@@ -27,7 +27,18 @@ from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
-from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Joined, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
+from holdfast.event import (
+    Banned,
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    Joined,
+    Resumed,
+    RolledBack,
+    RunFinished,
+    RunStarted,
+    WorkerLost,
+)
 from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States

@@ -68,7 +68,15 @@ def test_liars_are_caught_and_named_as_in_memory(in_threads: Any) -> None:
     got, want = Run(config, in_threads).result, in_memory(config)
     clean = in_memory(config_of())
     assert got.weights_digest == want.weights_digest == clean.weights_digest
-    for field in ("attacked_claims", "detected", "missed", "false_alarms", "blamed_workers", "blamed_stages", "claims_replaced"):
+    for field in (
+        "attacked_claims",
+        "detected",
+        "missed",
+        "false_alarms",
+        "blamed_workers",
+        "blamed_stages",
+        "claims_replaced",
+    ):
         assert getattr(got, field) == getattr(want, field), field
     assert got.detected > 0
 

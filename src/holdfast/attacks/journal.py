@@ -1,6 +1,6 @@
 """A ledger whose entries can be told to another process: the liars of each worker's process write, the parent's ledger repeats.
 
-    worker's process: Journal --take()--> lines of JSON --replay(ledger, entry)--> the run's Ledger
+worker's process: Journal --take()--> lines of JSON --replay(ledger, entry)--> the run's Ledger
 """
 
 from __future__ import annotations

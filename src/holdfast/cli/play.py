@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from holdfast.crew import Told
     from holdfast.message import Actor
-    from holdfast.transport import GrpcTransport
+    from holdfast.transport.grpc import GrpcTransport
 
 FLUSH_S = 1.0
 
@@ -47,13 +47,14 @@ def _play(line: bytes) -> int:
     from holdfast.errors import ConfigError
     from holdfast.evidence.envelope import sign_header
     from holdfast.evidence.identity import from_pem
-    from holdfast.message import Present
-    from holdfast.numerics import NATIVE, numerics_class
     from holdfast.job import DTYPES
     from holdfast.machines import HOST
+    from holdfast.message import Present
+    from holdfast.numerics import NATIVE, numerics_class
     from holdfast.partition.memory import available_memory
     from holdfast.station import ANYTIME, Part, Station
-    from holdfast.transport import Endpoint, GrpcTransport, WireOptions
+    from holdfast.transport import Endpoint, WireOptions
+    from holdfast.transport.grpc import GrpcTransport
 
     try:
         told = Told.model_validate_json(line)

@@ -64,7 +64,7 @@ class Subprocesses:
                     start_new_session=True,  # a Ctrl-C at the terminal is the parent's to answer
                 )
             except OSError as error:
-                raise SetupError(f"cannot start the process of {name}: {error}; free memory or processes and try again") from None
+                raise SetupError(f"cannot start the process of {name}: {error}; free some memory and try again") from None
         child = _Child(process, path)
         self._children[name] = child
         for target in (self._listen, self._wait):
