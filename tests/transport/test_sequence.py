@@ -118,6 +118,8 @@ BAD = {
     "an empty frame": [part(1, b"x", 0)],
     "a negative frame": [part(1, b"x", -1)],
     "too long": [part(1, b"x", (1 << 20) + 1)],
+    "too long, short when expanded": [Part(1, Preamble((1 << 20) + 1, 10, "zlib", 0, "a", "b"), memoryview(b"x"))],
+    "too long when expanded": [Part(1, Preamble(10, (1 << 20) + 1, "zlib", 0, "a", "b"), memoryview(b"x"))],
     "longer than an address space": [part(1, b"x", 1 << 62)],
 }
 
