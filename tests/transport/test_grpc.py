@@ -393,7 +393,8 @@ def test_a_frozen_direct_way_is_replaced_before_the_peer_counts_as_lost(world):
 
 
 def test_a_peer_that_dies_behind_the_relay_is_lost(world):
-    _, w1, w2 = star(world, "w1", "w2")
+    rare = replace(FAST, heartbeat_s=10.0, silence_s=30.0)  # so that it is the relay who tells, not a heartbeat's answer
+    _, w1, w2 = star(world, "w1", "w2", options=rare)
     w2._loop.loop.call_soon_threadsafe(lambda: kill(w2))
     notice, seconds = wait_notice(w1, "lost")
     assert notice.process == "w2"
