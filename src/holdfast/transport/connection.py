@@ -55,6 +55,7 @@ class Connection:
         self._call = call
         self._more = asyncio.Event()
         self._finishing = False
+        self._writing = False
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def kick(self) -> None:
@@ -80,14 +81,21 @@ class Connection:
         writer = asyncio.create_task(self._write())
         try:
             await asyncio.wait({reader, writer, self._over}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done() and self._finishing and not self._over.done():
+            if self.dialled and writer.done() and self._finishing and not self._over.done():
                 await asyncio.wait({reader, self._over}, timeout=FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
+            if not self.dialled and reader.done() and not self._over.done():  # who has no more to say may still listen
+                self.finish(self.reason)
+                await asyncio.wait({writer, self._over}, timeout=FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
             if self.dialled:
                 self._call.cancel()
+            self._call = None
+            self.sources.clear()
+            if self._writing and not self.dialled:
+                raise asyncio.CancelledError  # gRPC then resets the stream; a status could not be sent behind a pending write
 
     def _next(self) -> bytes | None:
         for source in tuple(self.sources):
@@ -102,7 +110,9 @@ class Connection:
             while True:
                 message = self._next()
                 if message is not None:
+                    self._writing = True
                     await self._call.write(message)
+                    self._writing = False
                 elif self._finishing:
                     break
                 else:

@@ -48,11 +48,11 @@ class Endpoint:
 class WireOptions:
     """What links may cost and how patient they are.
 
-    `part_bytes`: a frame travels in parts of at most this. `window_bytes`: tensors sent on a link and not acknowledged; an
-    eighth of it for control messages. `queue_bytes`: what may wait for one peer before it counts as lost. `heartbeat_s`: each
-    end is heard at least this often. `silence_s`: a peer that is not heard for so long is lost. `reconnect_s`: so is one
-    whose broken connection is not back. `linger_s`: how long `close` waits for what is queued. `compression` is free of loss,
-    and used where it helps.
+    `part_bytes`: a frame travels in parts of this, the last up to an eighth longer. `window_bytes`: tensors sent on a link and
+    not acknowledged; an eighth of it for control messages. `queue_bytes`: what may wait for one peer before it counts as lost.
+    `heartbeat_s`: each end is heard at least this often. `silence_s`: a peer that is not heard for so long is lost.
+    `reconnect_s`: so is one whose broken connection is not back. `linger_s`: how long `close` waits for what is queued.
+    `compression` is free of loss, and used where it helps.
     """
 
     part_bytes: int = 1 << 20

@@ -93,7 +93,8 @@ class Outbox:
             return None
         else:
             frame = self._frames[0]
-            end = min(frame.size, self._cut + self._part_bytes)
+            left = frame.size - self._cut
+            end = self._cut + (left if left <= self._part_bytes * 9 // 8 else self._part_bytes)
             part = _Sent(self._sequence + 1, frame, self._cut, end)
             if self._sent and self._in_flight + part.cost > self.window:
                 return None

@@ -14,6 +14,7 @@ from holdfast.errors import ProtocolError
 from holdfast.transport import packet
 from holdfast.transport.connection import Connection, Dialler, Door
 from holdfast.transport.endpoint import AddressBook, Credentials, LinkStats, Notice, NoticeKind, WireOptions
+from holdfast.transport.fences import Fences
 from holdfast.transport.link import INCARNATION_BYTES, STREAMS, Link, Stream, StreamKind, Tally
 from holdfast.transport.mailbox import Letter, Mailbox
 from holdfast.transport.packet import (
@@ -36,6 +37,7 @@ from holdfast.transport.relay import Relay
 from holdfast.transport.sequence import Arrival, Outgoing
 
 log = logging.getLogger("holdfast.wire")
+log.addHandler(logging.NullHandler())
 
 HELLO_S = 5.0
 """How long somebody who is connected may take to say hello."""
@@ -100,8 +102,7 @@ class Switchboard:
         self._closing = False
         self._serial = 0
         self._links: dict[str, Link] = {}
-        self._given_up: dict[str, set[bytes]] = {}
-        self._forgotten: dict[str, set[bytes]] = {}
+        self._fences = Fences()
         self._connections: dict[Key, Connection] = {}
         self._circuits: dict[Key, Path] = {}
         self._asked_s: dict[Key, float] = {}
@@ -132,10 +133,9 @@ class Switchboard:
         for process in [p for p in self._links if p not in book.processes]:
             self._close_ways(process, "stranger", f"{process} is no longer in the address book of {book.me.process}")
             del self._links[process]
-            for fences in (self._given_up, self._forgotten):
-                fences.pop(process, None)
+            self._fences.drop(process)
         for process in book.processes:
-            self._given_up.pop(process, None)
+            self._fences.pardon(process)
             if process not in self._links or self._links[process].lost:
                 self._begin_session(process)
         self._dial_all()
@@ -170,7 +170,7 @@ class Switchboard:
         if link is None:
             return
         if link.peer_token:
-            self._forgotten.setdefault(process, set()).add(link.peer_incarnation)
+            self._fences.forget(process, link.peer_incarnation)
         self._close_ways(
             process, "fenced", f"{self._book.me.process} has given up this incarnation of {process}; start it anew"
         )
@@ -192,11 +192,13 @@ class Switchboard:
                 task.cancel()
         deadline = time.monotonic() + self._options.linger_s
         paths = [path for link in self._links.values() for path in self._ways(link)]
-        for path in paths:
-            path.leaving = True
-            path.kick()
-        while time.monotonic() < deadline and any(path.leaving for path in paths if path.link is not None):
-            await asyncio.sleep(0.005)
+        for way in ("relayed", "direct"):  # through the relay first, while it still listens
+            leaving = [path for path in paths if path.way == way]
+            for path in leaving:
+                path.leaving = True
+                path.kick()
+            while time.monotonic() < deadline and any(path.leaving for path in leaving if path.link is not None):
+                await asyncio.sleep(0.005)
         for connection in list(self._connections.values()):
             connection.finish("left")
         if self._conversations:
@@ -225,7 +227,7 @@ class Switchboard:
         if link.lost:
             return
         if fence and link.peer_token:
-            self._given_up.setdefault(process, set()).add(link.peer_incarnation)
+            self._fences.give_up(process, link.peer_incarnation)
         self._close_ways(process, code, f"{link.me} has given up this incarnation of {process}: {reason}")
         self._begin_session(process).lost = True
         if link.was_up:
@@ -255,7 +257,7 @@ class Switchboard:
         if peer not in self._links:
             raise _Refused("stranger", f"{peer} is not in the address book of {me}; it must be admitted first")
         incarnation = greeting.token[:INCARNATION_BYTES]
-        if incarnation in self._given_up.get(peer, ()) or incarnation in self._forgotten.get(peer, ()):
+        if self._fences.keeps_out(peer, incarnation):
             raise _Refused("fenced", f"{me} has given up this incarnation of {peer}; start it anew")
         verdict = self._links[peer].judge(greeting)
         if isinstance(verdict, Refusal):
@@ -271,6 +273,7 @@ class Switchboard:
         if not link.prefers(path.kind, path):
             raise _Refused("duplicate", "the two ends are connected already")
         link.peer_token = greeting.token
+        self._fences.let_in(peer, incarnation)
         return link
 
     def _attach(self, path: Path, link: Link, greeting: Hello) -> None:
@@ -324,6 +327,8 @@ class Switchboard:
         wanted = {(p, kind): e.address for p, e in book.processes.items() if book.dials(p) for kind in STREAMS}
         for key in [key for key, (address, _) in self._dialling.items() if wanted.get(key) != address]:
             del self._dialling[key]  # its task finds that out by itself
+            if wanted.get(key) is not None and key in self._connections:
+                self._connections[key].abort("the peer has another address")
         for key, address in wanted.items():
             if address is not None and key not in self._dialling:
                 self._nudges[key] = asyncio.Event()
