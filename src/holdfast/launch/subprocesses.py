@@ -119,6 +119,9 @@ class Subprocesses:
 
     def _wait(self, name: str, child: _Child) -> None:
         code = child.process.wait()
+        with contextlib.suppress(OSError):
+            assert child.process.stdin is not None
+            child.process.stdin.close()
         child.threads[0].join()  # first all that it said, then that it is gone
         if not self._closing:
             self._ended(name, f"its process ended {_how(code)}{_last_words(child.errors)}")
