@@ -48,9 +48,7 @@ def torch_stage(rank: int, port: int, settings: Sequence[str], pipe: Connection)
     torch.set_num_threads(1)
     job = job_of(*settings)
     config, stages = job.config, job.plan.stages
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=stages, timeout=PATIENCE
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=stages, timeout=PATIENCE)
     module = StageModule(job.source.config, job.plan, rank)
     module.load_weights(job.initial_state(rank).weights)
     options = config.optimizer

@@ -16,6 +16,7 @@ from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
 from holdfast.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.event import Event
+from holdfast.metrics import Metrics, MetricsServer, check_metrics
 from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
 from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
@@ -30,8 +31,8 @@ class Experiment:
 
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
-    nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
-    written.
+    nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
+    where the config wants one. Raises ConfigError and the like before anything is written.
     """
 
     def __init__(
@@ -54,22 +55,30 @@ class Experiment:
         self.label = label or _label(self.config)
         self.record: RunRecord | None = None
         self._out = _directory(self.config, resumed=resume is not None)
-        self._recorder = _Recorder(self.config, self._out, observers)
+        self.metrics: MetricsServer | None = None
+        self._metrics = _metrics(self.config)
+        self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
+            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             open_engine=_engine(self.config, troupe, objects, self._out),
         )
 
     def run(self) -> RunResult:
         """Train to the end (or to `stop`), write the reports, and return the numbers of `train --json`."""
+        machines = self.config.machines
+        if self._metrics is not None:
+            self.metrics = MetricsServer(self._metrics, machines.metrics or "", exposed=machines.expose_metrics)
         try:
             result = self._trainer.run()
         finally:
             self._recorder.close()
+            if self.metrics is not None:
+                self.metrics.close()
         if self._out is None:
             tables = self.config.model_dump(mode="json", exclude_none=True)
             self.record = make_record(self.label, result.to_json(), tables, self._recorder.events)
@@ -82,6 +91,15 @@ class Experiment:
     def stop(self) -> None:
         """Finish the step that is running, write a checkpoint, and let `run` return."""
         self._trainer.stop()
+
+
+def _metrics(config: RunConfig) -> Metrics | None:
+    """Who counts for a scraper, where the config wants it; raises now what would else come when the run begins."""
+    machines = config.machines
+    if machines.metrics is None:
+        return None
+    check_metrics(machines.metrics, exposed=machines.expose_metrics)
+    return Metrics(config.training.steps)
 
 
 def _engine(
