@@ -17,7 +17,17 @@ from holdfast.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.event import Event
 from holdfast.metrics import Metrics, MetricsServer, check_metrics
-from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
+from holdfast.report import (
+    JsonlReport,
+    LogFile,
+    Observer,
+    RunRecord,
+    TensorBoard,
+    make_record,
+    read_run,
+    render_html,
+    write_run,
+)
 from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
@@ -129,7 +139,7 @@ class _Recorder:
         self._config = config
         self._out = out
         self._observers = list(observers)
-        self._writers: list[JsonlReport | TensorBoard] = []
+        self._writers: list[JsonlReport | LogFile | TensorBoard] = []
         if config.output.report_to and out is None:
             raise ConfigError("--report-to tensorboard needs a directory for its files; give --out DIR (out=DIR in Python)")
         if config.output.report_to:
@@ -149,6 +159,7 @@ class _Recorder:
 
     def _open(self, out: Path) -> None:
         self._writers.append(JsonlReport(out / "report.jsonl"))
+        self._writers.append(LogFile(out, self._config.output.log_format))
         (out / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
         if "tensorboard" in self._config.output.report_to:
             self._writers.append(TensorBoard(out / "tensorboard"))
