@@ -184,7 +184,7 @@ def run(pipe: Connection, namespaces: tuple[str, str] | None, address: str, sett
     machines.close()
 
 
-def compare(micro_batches: int, options: argparse.Namespace) -> list[str]:
+def compare(schedule: str, micro_batches: int, options: argparse.Namespace) -> list[str]:
     """One run over the line and one on loopback, `repeats` times in turn."""
     total = options.steps * options.repeats + 1
     settings = [
@@ -192,6 +192,7 @@ def compare(micro_batches: int, options: argparse.Namespace) -> list[str]:
         "pipeline.stages=4",
         f"pipeline.micro_batches={micro_batches}",
         f"pipeline.micro_batch_size={options.batch}",
+        f"pipeline.schedule={schedule}",
         "pipeline.engine=processes",
         "defence.name=none",
         f"training.steps={total}",
@@ -221,6 +222,7 @@ def compare(micro_batches: int, options: argparse.Namespace) -> list[str]:
     ratio = statistics.median(n / f for n, f in zip(near, far, strict=True))
     seconds = f"{statistics.median(near):.2f} s", f"{statistics.median(far):.2f} s"
     return [
+        schedule,
         f"{micro_batches}",
         f"{tensor / MB:.2f} MB",
         f"{on_the_line:.2f} s",
@@ -238,6 +240,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--total", type=int, default=96, help="MB for each figure")
     parser.add_argument("--micro-batches", type=int, nargs="*", default=[4, 8, 16])
+    parser.add_argument("--schedules", nargs="+", default=["1f1b", "gpipe"])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
@@ -261,9 +264,22 @@ def main() -> None:
     header = ["MB", "wire, 1 in flight", "wire, 4 in flight", "plain socket", "round trip"]
     show(f"Tensors over a line of {line:.0f} MB/s each way, and the share of it", header, rows)
     if options.micro_batches:
-        header = ["M", "tensor", "on the line a step", "step on loopback", "step over the line", "near / far", "initiator busy"]
+        header = [
+            "schedule",
+            "M",
+            "tensor",
+            "on the line a step",
+            "step on loopback",
+            "step over the line",
+            "near / far",
+            "initiator busy",
+        ]
         print()
-        show("A run over the same line, K = 4, defences off", header, [compare(m, options) for m in options.micro_batches])
+        show(
+            "A run over the same line, K = 4, defences off",
+            header,
+            [compare(s, m, options) for s in options.schedules for m in options.micro_batches],
+        )
 
 
 if __name__ == "__main__":
