@@ -41,8 +41,8 @@ class Experiment:
 
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
-    nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
-    where the config wants one. Raises ConfigError and the like before anything is written.
+    nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
+    written.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Experiment:
         self.label = label or _label(self.config)
         self.record: RunRecord | None = None
         self._out = _directory(self.config, resumed=resume is not None)
-        self.metrics: MetricsServer | None = None
+        self.metrics: MetricsServer | None = None  # while it runs, where the config wants one
         self._metrics = _metrics(self.config)
         self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
+            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
-            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             open_engine=_engine(self.config, troupe, objects, self._out),
         )
 

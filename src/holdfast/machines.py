@@ -175,14 +175,6 @@ class Machines:
     def send(self, envelope: Envelope) -> None:
         self._transport.send(envelope)
 
-    def glance(self) -> tuple[Mapping[str, Tally], Mapping[str, LinkStats]]:
-        """What workers last said that they have used, and the links now; has them say it again, and waits for nobody."""
-        with self._lock:
-            if not self._closed:
-                self._links = self._transport.links()
-                self._ask()
-            return dict(self._tallies), self._links
-
     def tally(self) -> Mapping[str, Tally]:
         """What every worker that answers in time says that it has used in this deployment."""
         with self._lock:
@@ -194,6 +186,14 @@ class Machines:
                     break
             time.sleep(0.01)
         return dict(self._tallies)
+
+    def glance(self) -> tuple[Mapping[str, Tally], Mapping[str, LinkStats]]:
+        """What workers last said that they have used, and the links now; has them say it again, and waits for nobody."""
+        with self._lock:
+            if not self._closed:
+                self._links = self._transport.links()
+                self._ask()
+            return dict(self._tallies), self._links
 
     def _ask(self) -> int:
         """Have every worker say what it has used; the number of its answer, at least."""
