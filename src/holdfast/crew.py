@@ -92,6 +92,9 @@ class Processes:
     def expect(self) -> Sequence[Endpoint]:
         return [Endpoint(name, (name,), None) for name in self._starts if name not in self._banned]
 
+    def key(self, name: str) -> bytes | None:
+        return None
+
     def left(self, name: str, *, banned: bool) -> None:
         with self._lock:
             self._banned |= {name} if banned else set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
@@ -22,6 +22,9 @@ from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
 from holdfast.trainer import Trainer
 
+if TYPE_CHECKING:
+    from holdfast.host import Host
+
 AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
 
 
@@ -31,7 +34,7 @@ class Experiment:
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
     nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
-    written.
+    written. With a `host` the workers are machines that join, and all keys are their own.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Experiment:
         observers: Sequence[Observer] = (),
         label: str = "",
         resume: Path | str | None = None,
+        host: Host | None = None,
         **settings: Any,
     ) -> None:
         tables = _tables(config, resume)
@@ -61,7 +65,8 @@ class Experiment:
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
-            open_engine=_engine(self.config, troupe, objects, self._out),
+            open_engine=_engine(self.config, troupe, objects, self._out) if host is None else host.engine,
+            identity=None if host is None else host.identity,
         )
 
     def run(self) -> RunResult:
@@ -101,6 +106,10 @@ def _engine(
     if troupe is None:
         return partial(processes, Staging(config, logs=logs))
     return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
+
+
+_BESIDE = ("host", "workers", "control.sock")
+"""What may lie in a run's directory before the run does: that of its host and of its workers' processes."""
 
 
 class _Recorder:
@@ -181,7 +190,7 @@ def _directory(config: RunConfig, *, resumed: bool) -> Path | None:
     if config.output.dir is None:
         return None
     out = Path(config.output.dir)
-    if not resumed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resumed and out.exists() and (not out.is_dir() or any(entry.name not in _BESIDE for entry in out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; choose another --out, or go on with a run by --resume {out}")
     return out
 

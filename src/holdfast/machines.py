@@ -20,11 +20,13 @@ from typing import Protocol
 
 import torch
 
+from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.event import Banned, Event
 from holdfast.launch import Hooks, RealTime
-from holdfast.message import Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.route import Route
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
 from holdfast.transport import Endpoint, Notice, Traffic
 
@@ -61,12 +63,15 @@ class Crew(Protocol):
     """Where the machines of the workers come from.
 
     `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
-    `expect` are the endpoints that may connect now.
+    `expect` are the endpoints that may connect now, `key` is the public key of one that has its own (None: it follows from the
+    seed).
     """
 
     def gather(self, names: Sequence[str]) -> None: ...
 
     def expect(self) -> Sequence[Endpoint]: ...
+
+    def key(self, name: str) -> bytes | None: ...
 
     def left(self, name: str, *, banned: bool) -> None: ...
 
@@ -104,6 +109,9 @@ class Machines:
         self._asked = 0
         self._order = Deploy(0, b"")
         self._hooks = Hooks()
+        self._enroll: Callable[[str, bytes], None] = lambda _name, _key: None
+        self._expected: list[Endpoint] = []
+        self._trusted: Sequence[Actor] = ()
         self._launcher: Remote | None = None
         self._crew = open_crew(self._ended)
 
@@ -120,6 +128,8 @@ class Machines:
             self._generation += 1
             self._order = Deploy(self._generation, ensemble.builder.blueprint.encode())
             self._hooks = replace(hooks, observe=partial(self._observe, hooks.observe))
+            self._enroll = ensemble.enroll
+            self._trusted = ensemble.trusted
             self._deployed.clear()
             self._tallies.clear()
             self._gone = {}
@@ -140,8 +150,8 @@ class Machines:
             for name in wanted:
                 if name not in self._deployed:
                     self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
-            for name in self._deployed - set(wanted):
-                self._launcher.call(partial(self._hooks.on_joined, name))
+            for name in self._deployed:
+                self._launcher.call(partial(self._admit, name))
         return self._launcher
 
     def close(self) -> None:
@@ -159,6 +169,8 @@ class Machines:
     def receive(self, timeout_s: float) -> Envelope | None:
         """The next envelope for a member here; what stations say is taken care of first."""
         envelope = self._transport.receive(timeout_s)
+        if list(self._crew.expect()) != self._expected:
+            self._meet()
         for notice in self._transport.notices():
             if notice.kind == "lost":
                 self._leave(notice.process, notice.reason)
@@ -169,6 +181,19 @@ class Machines:
 
     def send(self, envelope: Envelope) -> None:
         self._transport.send(envelope)
+
+    def release(self, name: str, reason: str) -> None:
+        """Part with a machine that is there; may be called from any thread."""
+        with self._lock:
+            if name in self._present:
+                self._send(name, Dismiss(reason))
+                self._leave(name, reason)
+
+    @property
+    def route(self) -> Route | None:
+        """Who holds what now; None before the first deployment."""
+        desk = next((actor for actor in self._trusted if isinstance(actor, Coordinator)), None)
+        return None if desk is None else desk.membership.route
 
     def tally(self) -> Mapping[str, Tally]:
         """What every worker that answers in time says that it has used in this deployment."""
@@ -209,9 +234,16 @@ class Machines:
                         return
                     self._deployed.add(name)
                     if self._launcher is not None:
-                        self._launcher.call(partial(self._hooks.on_joined, name))
+                        self._launcher.call(partial(self._admit, name))
                 case Tally() if name in self._deployed:
                     self._tallies[name] = message
+
+    def _admit(self, name: str) -> Sequence[Envelope]:
+        """At the desk: the worker is deployed, its key counts, and if it has no seat it is a spare."""
+        key = self._crew.key(name)
+        if key is not None:
+            self._enroll(name, key)
+        return self._hooks.on_joined(name)
 
     def _observe(self, observe: Callable[[Event, float], None], event: Event, seconds: float) -> None:
         observe(event, seconds)
@@ -251,7 +283,8 @@ class Machines:
     def _meet(self) -> None:
         """Who may connect is known here, and everybody who is there is told of all the others."""
         with self._lock:
-            expected = {endpoint.process: endpoint for endpoint in self._crew.expect()}
+            self._expected = list(self._crew.expect())
+            expected = {endpoint.process: endpoint for endpoint in self._expected}
             book = [self._transport.me, *{**expected, **self._present}.values()]
             self._transport.know(book)
             there = [self._transport.me, *self._present.values()]

@@ -15,18 +15,28 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from holdfast.blueprint import Blueprint, Builder, Sign
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.launch import Room
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Peers, Present, Tally, TallyUp
-from holdfast.numerics import pinned
+from holdfast.numerics import NATIVE, numerics_class, pinned
 from holdfast.stage import COORDINATOR, unsigned
 from holdfast.transport import Endpoint
 
 TURN_S = 0.2
+DISMISSED = "dismissed: "
+"""How the word of the coordinator begins in what `Station.run` answers."""
+
 ORDERS = (Peers, Deploy, TallyUp, Dismiss)
 ANYTIME = frozenset({*ORDERS, Present, Deployed, Tally})
 """Messages of stations, which belong to no deployment."""
+
+
+def numerics_of(device: str) -> str:
+    """The numerics class of a station on `device` of this machine: who is in another one gets other bytes."""
+    return str(numerics_class(NATIVE, torch.float32, device))
 
 
 class Link(Protocol):
@@ -110,7 +120,7 @@ class Station:
                 seconds = tuple(sorted(self._room.seconds_by_kind.items()))
                 self._say(Tally(number, seconds, self._link.traffic.bytes_sent - self._base_bytes))
             case Dismiss(reason):
-                self._over = reason
+                self._over = DISMISSED + reason
 
     def _deploy(self, order: Deploy) -> None:
         self._room = Room([], self._send)

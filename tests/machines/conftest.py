@@ -129,6 +129,9 @@ class Threads:
     def expect(self) -> list[Endpoint]:
         return [Endpoint(name, (name,), None) for name in self._stations]
 
+    def key(self, name: str) -> bytes | None:
+        return None
+
     def left(self, name: str, *, banned: bool) -> None:
         found = self._stations.pop(name, None)
         if found is not None:

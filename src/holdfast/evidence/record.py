@@ -184,6 +184,14 @@ class TookOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Enrolled:
+    """From here on `key` is the public key of `member`, who came after the opening."""
+
+    member: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """The run's end: how many records came before, the version reached, headers refused for their signature by sender."""
 
@@ -209,6 +217,7 @@ Record = (
     | Ruled
     | Sealed
     | TookOver
+    | Enrolled
     | Closing
 )
 
@@ -227,6 +236,7 @@ KINDS: dict[str, type[Any]] = {
     "ruling": Ruled,
     "seal": Sealed,
     "takeover": TookOver,
+    "enrolled": Enrolled,
     "closing": Closing,
 }
 NAMES = {kind: name for name, kind in KINDS.items()}
