@@ -228,7 +228,7 @@ def main() -> None:
             ]
             cells = [told(values) for values in found.values()]
             rows.append([f"{megabytes}", f"{in_flight}", *cells, *(f"{share:.2f}" for share in shares)])
-    load = "load average before and after: {:.1f}, {:.1f}".format(before, os.getloadavg()[0])
+    load = f"load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}"
     show(f"Tensors over the wire, MB/s ({load})", ["MB", "in flight", *ways, "wire / gloo", "wire / socket"], rows)
     trips = [round_trip_ms(way) for way in (control_trip(end), *ways.values())]
     line.close()
