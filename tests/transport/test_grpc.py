@@ -620,6 +620,7 @@ def test_an_insider_who_connects_and_says_nothing_shuts_nobody_out(world):
     w2 = world.end("w2", listen=None)
     w2.know([host.me])
     wait_up(w2)
+    assert len(host._switchboard._strangers) == MOST_STRANGERS, "w2 came in only after the others had left"
     for thread in silent:
         thread.join()
 
@@ -738,7 +739,17 @@ def test_messages_of_another_generation_are_dropped_those_of_a_later_one_wait(wo
     w2.generation = 2
     assert of(Seal, collect(w2, 2)) == [12, 12]
     w2.send(seal("w2", "w2", 1))
-    w2.generation = 3
+    w1.generation = 3
+    w1.send(seal("w1", "w2", 13))
+    w1.generation = 4
+    w1.send(seal("w1", "w2", 14))
+    assert of(Seal, collect(w2, 1)) == [1], "what one says to oneself is of the present generation"
+    assert w2.receive(0.05) is None
+    w2.generation = 4
+    assert of(Seal, collect(w2, 1)) == [14], "what was kept for a generation that was skipped is dropped"
+    assert w2.receive(0.05) is None
+    w2.send(seal("w2", "w2", 2))
+    w2.generation = 5
     assert w2.receive(0.05) is None
 
 

@@ -10,7 +10,7 @@ from holdfast.transport.packet import Relayed
 
 
 class Forward:
-    """What goes to `target` from one process, first to last; `origin` is the connection over which it came, while there is one."""
+    """What goes to `target` from one process, first to last; `origin` is the connection over which it came, if it lives."""
 
     def __init__(self, target: Connection) -> None:
         self.origin: Connection | None = None
@@ -51,14 +51,13 @@ class Relay:
 
     def ended(self, connection: Connection) -> None:
         """A connection is gone: whoever spoke with its process through here learns that."""
-        others = {queue.origin for queue in self._to.pop(connection, {}).values()}
+        others = {queue.origin for queue in self._to.pop(connection, {}).values() if queue.origin is not None}
         for other, queues in self._to.items():
             queue = queues.get(connection.peer)
             if queue is not None and queue.origin is connection:
                 queue.origin = None
                 others.add(other)
-        for other in others - {None, connection}:
-            assert other is not None
+        for other in others - {connection}:
             self._tell(other, connection.peer)
 
     def _tell(self, connection: Connection, process: str) -> None:
