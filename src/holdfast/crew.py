@@ -95,6 +95,10 @@ class Processes:
     def key(self, name: str) -> bytes | None:
         return None
 
+    def awaits(self, name: str) -> bool:
+        with self._lock:
+            return name in self._timers or name in self.children.alive()
+
     def left(self, name: str, *, banned: bool) -> None:
         with self._lock:
             self._banned |= {name} if banned else set()

@@ -80,6 +80,9 @@ class Guests:
         member = self._roster.get(name)
         return None if member is None else member.key
 
+    def awaits(self, name: str) -> bool:
+        return True
+
     def left(self, name: str, *, banned: bool) -> None:
         if banned and self._roster.get(name) is not None:
             self._roster.ban(name, "it has lied more often than the run forgives")
@@ -119,13 +122,16 @@ class Host:
             roster = Roster(books / ROSTER)
             invitations = Invitations(books / INVITES)
             transport = opened.enter_context(contextlib.closing(self._wire(authority, run)))
-            gatekeeper = Gatekeeper(authority, invitations, roster, self._terms(transport), judge=self._judge, tell=self._tell)
+            gatekeeper = Gatekeeper(
+                authority, invitations, roster, self._terms(transport), judge=self._judge, tell=self._at_the_door
+            )
+            machines = Machines(transport, lambda _ended: Guests(roster, self._tell), Patience(start_s=FOREVER_S))
+            self._machines = machines
             certificate = authority.credentials(DOOR, self.identity)
             door = Door(gatekeeper, self._premises.door, *certificate, exposed=self._premises.exposed)
             address = opened.enter_context(_serving(door))
             doors = self._doors(address)
             invite = invite_handler(invitations, doors, self.identity.fingerprint, run)
-            machines = Machines(transport, lambda _ended: Guests(roster, self._tell), Patience(start_s=FOREVER_S))
             handlers = {
                 "status": lambda: self._status(roster, transport),
                 "nodes": nodes_handler(roster, changed=self._moved),
@@ -135,7 +141,6 @@ class Host:
             line = invite("new", uses=self._premises.uses, ttl_s=self._premises.ttl_s)["invite"]
             self._tell(f"door at {', '.join(doors)}, host key {self.identity.fingerprint}")
             self._tell(f"on each machine that shall take part: holdfast join {line}")
-            self._machines = machines
             self._open = opened.pop_all()
         return machines
 
@@ -173,6 +178,12 @@ class Host:
 
     def _doors(self, address: Address) -> tuple[str, ...]:
         return tuple(_with_port(name, address.port) for name in self._premises.advertised) or (str(address),)
+
+    def _at_the_door(self, line: str) -> None:
+        """A newcomer may connect before it is told that it may."""
+        self._tell(line)
+        if self._machines is not None:
+            self._machines.refresh()
 
     def _judge(self, offer: Offer) -> str | None:
         """Why a machine is of no use to this run, from its own word; None where it may be.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,7 @@ from holdfast.admission.invite import Invite
 from holdfast.admission.knock import Admission, knock
 from holdfast.admission.known_hosts import KnownHosts
 from holdfast.admission.roster import Offer
-from holdfast.errors import NetworkError
+from holdfast.errors import ConfigError, NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity
 from holdfast.job import check_device
@@ -42,7 +43,8 @@ SILENCE_S = (3.0, 600.0)
 class Machine:
     """What this machine offers: torch device, bytes of memory (None: what is free), where others can dial it (None: nowhere).
 
-    `patience_s` is how long it knocks at a door that does not answer, the first time and whenever it was cut off.
+    `patience_s` is how long it knocks at a door that does not answer, the first time and whenever it was cut off; `home` is
+    where its key and the hosts that it knows are kept (None: `holdfast.admission.home`).
     """
 
     device: str = "cpu"
@@ -50,6 +52,7 @@ class Machine:
     listen: str | None = None
     name: str = ""
     patience_s: float = 600.0
+    home: Path | None = None
 
 
 class Guest:
@@ -60,11 +63,14 @@ class Guest:
 
     def __init__(self, invite: Invite, machine: Machine, tell: Callable[[str], None]) -> None:
         check_device(machine.device)
+        if machine.listen is not None and machine.listen.endswith(":0"):
+            raise ConfigError(f"others must know where to dial this machine: give --listen a port, got {machine.listen}")
         self._invite = invite
         self._machine = machine
         self._tell = tell
-        self._identity: Identity = machine_identity()
-        self._known = KnownHosts(hosts_file())
+        home = machine.home
+        self._identity: Identity = machine_identity(None if home is None else home / "identity.pem")
+        self._known = KnownHosts(hosts_file() if home is None else home / "hosts.json")
         self._station: Station | None = None
         self._stopped = threading.Event()
 

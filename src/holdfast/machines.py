@@ -64,7 +64,7 @@ class Crew(Protocol):
 
     `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
     `expect` are the endpoints that may connect now, `key` is the public key of one that has its own (None: it follows from the
-    seed).
+    seed), `awaits` says whether one that is not there may still come.
     """
 
     def gather(self, names: Sequence[str]) -> None: ...
@@ -72,6 +72,8 @@ class Crew(Protocol):
     def expect(self) -> Sequence[Endpoint]: ...
 
     def key(self, name: str) -> bytes | None: ...
+
+    def awaits(self, name: str) -> bool: ...
 
     def left(self, name: str, *, banned: bool) -> None: ...
 
@@ -135,13 +137,13 @@ class Machines:
             self._gone = {}
         self._crew.gather(wanted)
         self._meet()
-        self._await(wanted, self._present, self._patience.start_s)
+        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._patience.start_s)
         if wanted and not self._present.keys() & set(wanted):
             why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
             raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
         for name in list(self._present):
             self._instruct(name)
-        self._await(wanted, self._deployed, self._patience.deploy_s)
+        self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
         bench = sorted((actor for actor in ensemble.trusted if actor not in desk), key=lambda actor: actor.name == INITIATOR)
@@ -172,7 +174,7 @@ class Machines:
         if list(self._crew.expect()) != self._expected:
             self._meet()
         for notice in self._transport.notices():
-            if notice.kind == "lost":
+            if notice.kind == "lost" and notice.process in self._present:
                 self._leave(notice.process, notice.reason)
         if envelope is None or not isinstance(envelope.message, (Present, Deployed, Tally)):
             return envelope
@@ -188,6 +190,10 @@ class Machines:
             if name in self._present:
                 self._send(name, Dismiss(reason))
                 self._leave(name, reason)
+
+    def refresh(self) -> None:
+        """Somebody may connect now who might not before; may be called from any thread."""
+        self._meet()
 
     @property
     def route(self) -> Route | None:
@@ -301,11 +307,12 @@ class Machines:
         except HoldfastError:  # a machine that cannot be reached is lost by its own notice
             return
 
-    def _await(self, wanted: Sequence[str], there: Mapping[str, object] | set[str], patience_s: float) -> None:
+    def _has_given_up(self, name: str) -> bool:
+        return name in self._gone and not self._crew.awaits(name)
+
+    def _await(self, settled: Callable[[str], bool], wanted: Sequence[str], patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            if all(name in there or name in self._gone for name in wanted):
-                return
+        while time.monotonic() < deadline and not all(settled(name) for name in wanted):
             self.receive(POLL_S)
 
     def _shut(self) -> None:

@@ -132,6 +132,9 @@ class Threads:
     def key(self, name: str) -> bytes | None:
         return None
 
+    def awaits(self, name: str) -> bool:
+        return name in self._stations
+
     def left(self, name: str, *, banned: bool) -> None:
         found = self._stations.pop(name, None)
         if found is not None:
