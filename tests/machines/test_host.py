@@ -22,6 +22,7 @@ from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.join import Guest, Machine
 from holdfast.result import RunResult
+from holdfast.verify import referee
 
 SMALL: dict[str, Any] = {
     "model": {"name": "gpt2:layers=4,width=32,heads=2"},
@@ -123,7 +124,7 @@ def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visit
     for visitor in visitors:
         visitor.thread.join(10)
         assert visitor.reason == "the run is over"
-    found = audit(run / FILE)
+    found = audit((run / FILE).read_bytes(), referee)
     assert found.status is Status.INTACT
     secret = invite.text()
     assert not any(secret in path.read_text("utf-8", "replace") for path in run.rglob("*") if path.is_file())
