@@ -19,6 +19,7 @@ from holdfast.evidence.record import (
     Account,
     Accusation,
     Closing,
+    Collected,
     Equivocated,
     Found,
     Misdelivered,
@@ -104,6 +105,10 @@ class Notary:
         self._version = version
         self._disputes.clear()
         self._write(Sealed(version, step, attempt, tuple(digests[stage] for stage in sorted(digests))))
+
+    def collected(self, version: int, digests: Mapping[int, bytes]) -> None:
+        """The states of the sealed version have come together; trusted stages have shown theirs too."""
+        self._write(Collected(version, tuple(digests[stage] for stage in sorted(digests))))
 
     def took_over(self, stage: int, lost: str, heir: str, step: int) -> None:
         self._write(TookOver(stage, lost, heir, step))
