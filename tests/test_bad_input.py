@@ -127,7 +127,6 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown defence": (("--defence", "hope"), r"defence\.name: .*got 'hope'"),
     "unknown reporter": (("--report-to", "stdout"), r"output\.report_to.*tensorboard"),
     "engine of a later version": (("--engine", "ray"), r"engine 'ray' .*not in this version.*use memory"),
-    "processes of a later version": (("--engine", "processes"), r"engine 'processes' .*not in this version.*use memory"),
     "spot checks that check nothing": (("--defence", "spot-check", "--check-steps", "0"), r"would check nothing; raise one"),
     "a chance above one": (("--defence", "statistics", "--check-steps", "1.5"), r"defence.check_steps: .*got 1.5"),
     "spot checks without a defence": (("--defence", "none", "--check-steps", "0.5"), r"use --defence spot-check"),
@@ -159,6 +158,9 @@ TOML: dict[str, tuple[str, str]] = {
     "a number where a table belongs": ("training = 3\n", r"training"),
     "not finite": ("[optimizer]\nlearning_rate = nan\n", r"learning_rate: .*finite"),
     "attack without a name": ("[[attack]]\nrate = 0.5\n", r"attack\.0\.spec: .*required"),
+    "nested too deeply": ("a = " + "[" * 5_000, r"run\.toml is not valid TOML: it is nested too deeply"),
+    "a number of 5000 digits": ("[training]\nsteps = " + "9" * 5_000, r"run\.toml is not valid TOML"),
+    "a number of 5000 more": ("[training]\nsteps = 0x" + "F" * 5_000, r"run\.toml is not valid TOML: .*64 bits"),
     "wrong key of an attack": ("[[attack]]\nspec = 'zeros'\nrat = 0.5\n", r"'attack\.0\.rat'; here stand: spec, rate"),
 }
 
@@ -174,6 +176,18 @@ def test_files_of_settings_that_cannot_be(refuse: Refuse, place: Path, content: 
 def test_a_file_of_settings_that_is_not_there(refuse: Refuse) -> None:
     refusal = refuse("nowhere.toml", usual=("--out", "out"))
     assert refusal == Refusal(2, "no config file at nowhere.toml; give the path of a TOML file, or none for the defaults")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a = " + "[" * 5_000, "version = 0x" + "F" * 5_000, "version = 1\nmargin = nan\npair = []", "\x00", "version = 1"],
+)
+def test_bounds_that_cannot_be(refuse: Refuse, place: Path, content: str) -> None:
+    (place / "bounds.toml").write_text(content)
+    unlike = 'cluster.numerics=["native","native","math-attention","native"]'
+    refusal = refuse("--set", unlike, "--set", "defence.calibration=bounds.toml")
+    assert re.search(r"bounds\.toml", refusal.line), refusal.line
+    assert refusal.code == 2
 
 
 # -- attacks and faults --------------------------------------------------------------------------------------------------

@@ -330,3 +330,41 @@ def test_export_refuses_a_target_with_something_in_it_and_a_damaged_source(
     with pytest.raises(CheckpointError, match=r"config\.json"):
         export_checkpoint(tmp_path, tmp_path / "new")
     assert names(tmp_path) == ["checkpoints", "to"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": True},
+        {"version": -1},
+        {"version": 10**30},
+        {"updates": {"w": "5"}},
+        {"updates": {"w": [5]}},
+        {"updates": {"w": -1}},
+        {"updates": {"w": 6}},
+        {"updates": {"w": 2**80}},
+        {"digests": {"0": None}},
+        {"weights_in_model": [["w"]]},
+        {"progress": {"sums": float("inf")}},
+    ],
+    ids=str,
+)
+def test_a_state_of_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """With a manifest that fits: it tells what was torn, not who wrote. Each of them was read, and the resumed run ended in a
+    TypeError, or began before its first step.
+    """
+    path = write_small(tmp_path, 5)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, **change}))
+    module.write_manifest(path)
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        read_checkpoint(path)
+    assert latest_checkpoint(tmp_path, certified=True) is None
+
+
+@pytest.mark.parametrize("content", ["[" * 10_000, '{"schema": 1, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'])
+def test_a_manifest_beyond_all_bounds_is_unreadable(tmp_path: Path, content: str) -> None:
+    path = write_small(tmp_path, 5)
+    (path / "manifest.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"is torn: manifest\.json is unreadable"):
+        read_checkpoint(path)

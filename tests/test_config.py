@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from holdfast.config import AttackConfig, RunConfig, assign, parse_spec, read_toml, resolve, to_toml
 from holdfast.errors import ConfigError
+from holdfast.settings import numbers
 
 
 def test_the_defaults_stand_alone():
@@ -139,3 +140,46 @@ def test_a_spec_is_a_name_with_parameters(text, name, parameters):
 def test_a_parameter_without_a_value_is_refused(text):
     with pytest.raises(ConfigError, match=r"expected param=value after the name"):
         parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5_000,
+        "[training]\nsteps = 0x" + "F" * 5_000,
+        "[training]\nsteps = " + "9" * 5_000,
+        "a." * 5_000 + "b = 1",
+    ],
+    ids=["deep", "long", "longer", "dotted"],
+)
+def test_a_file_beyond_all_bounds_is_refused_like_any_other(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_directory_is_no_config_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["0x" + "F" * 5_000, "[" * 5_000, "9" * 5_000])
+def test_a_value_of_the_command_line_beyond_all_bounds_is_a_word(value):
+    with pytest.raises(ConfigError, match=r"training\.steps: ") as refusal:
+        resolve(assign({}, [f"training.steps={value}"]))
+    assert len(str(refusal.value)) < 300
+
+
+def test_a_value_that_cannot_be_printed_is_refused_all_the_same():
+    deep = {}
+    for _ in range(5_000):
+        deep = {"a": deep}
+    for value in (10**5_000, deep):
+        with pytest.raises(ConfigError, match=r"training\.(steps|seed): "):
+            resolve({"training": {"steps": value, "seed": -1}})
+
+
+@pytest.mark.parametrize("text", ["0-99999999999", "1," + "9" * 5_000])
+def test_a_range_of_stages_is_not_counted_to_infinity(text):
+    with pytest.raises(ConfigError, match="expected numbers such as"):
+        numbers(text, "stages")

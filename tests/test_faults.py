@@ -85,6 +85,7 @@ def test_micro_batch_may_have_a_hyphen():
         ("crash stage=1 worker=w1 step=1", "needs either stage=N or worker=NAME"),
         ("crash stage=one step=1", "stage must be a number from 0, got 'one'"),
         ("crash stage=-1 step=1", "stage must be a number from 0, got '-1'"),
+        ("crash stage=1 step=" + "9" * 5_000, "step must be a number from 0"),
         ("crash stage=1 step=1 step=2", "step stands there twice"),
         ("crash stage=1 step=1 when=now", "got 'when=now', expected one of step=..., stage="),
         ("crash stage=1 step=1 backward", "got 'backward', expected one of"),

@@ -146,6 +146,19 @@ def test_with_defences_off_the_first_delivery_is_usable_and_nothing_is_hashed():
     assert box.tensor(replace(KEY, step=2)) is None
 
 
+def test_with_defences_off_nobody_can_fill_the_memory_either():
+    """Nothing is ruled there, so whatever came was usable, and kept: a tensor for every step to come."""
+    found = Inbox(Boundary((2, 3, 4), torch.float32, waiting=5), checked=False)
+    found.begin(3, 1)
+    keys = [replace(KEY, step=3 + number) for number in range(9)]
+    for key in keys:
+        assert found.deliver("w1", claim(key=key)) == []
+    assert [found.claim(key) is not None for key in keys] == [True] * 5 + [False] * 4
+    found.begin(5, 0)
+    found.deliver("w1", claim(key=keys[-1]))
+    assert found.claim(keys[-1]) is not None
+
+
 def test_the_claimed_origin_is_shown_before_the_ruling():
     """Without the jumping connection it is the verifier's only source; the header that follows names its digest."""
     box = inbox()

@@ -62,6 +62,20 @@ def test_a_false_state_is_asked_for_again_at_another_holder():
     assert members.missing() == [] == members.transfers()
 
 
+def test_a_worker_that_shows_false_states_for_ever_is_sent_the_right_one_twice_until_the_deadline():
+    """A word of a hundred bytes had an honest holder send a whole stage, as often as it was said."""
+    members = founded()
+    members.distrust(1, "w2")
+    sent = []
+    for number in range(100):
+        sent += orders(members)
+        show(members, 1, "w2", b"false %d" % number)
+    assert sent == [("w1", 1, "w2", Role.SHADOW)] * 2
+    members.ask_again()
+    assert orders(members) == [("w1", 1, "w2", Role.SHADOW)]
+    assert show(members, 1, "w2")
+
+
 def test_a_shadow_can_mend_its_primary():
     members = founded()
     members.distrust(2, "w2")

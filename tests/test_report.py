@@ -355,3 +355,67 @@ def test_an_alert_that_nobody_ruled_on_is_hollow() -> None:
 def test_claims_dropped_with_their_step_are_neither_detected_nor_missed() -> None:
     run = RunRecord("skip", result(90.0, "a", attacked_claims=8, detected=2, missed=1), {}, ())
     assert render_markdown([run]).splitlines()[2].split("|")[9].strip() == "5"
+
+
+GOOD = '"event": "Alert", "schema": 1, "seconds": 0.5, "reason": "output"'
+KEY = '{"step": 0, "attempt": 0, "direction": "forward", "stage": 1, "micro_batch": 0}'
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        f', "key": {KEY}',
+        f', "key": {KEY}, "suspects": null',
+        f', "key": {KEY}, "suspects": [["w1"]]',
+        ', "key": null, "suspects": ["w1"]',
+        ', "key": {"step": 0}, "suspects": ["w1"]',
+        f', "key": {KEY.replace("0,", "[0],", 1)}, "suspects": ["w1"]',
+        f', "key": {KEY}, "suspects": ["w1"], "event": "Rumour"',
+        f', "key": {KEY}, "suspects": ["w1"], "seconds": null',
+    ],
+)
+def test_an_event_of_another_form_is_refused(tmp_path: Path, rest: str) -> None:
+    """Each of these was read, and broke the page that was made of it."""
+    path = tmp_path / "report.jsonl"
+    path.write_text(f'{{{GOOD}, "key": {KEY}, "suspects": ["w1"]}}\n')
+    assert len(read_report(path)) == 1
+    path.write_text(f"{{{GOOD}{rest}}}\n")
+    with pytest.raises(DataError, match=r"line 1 is no event .*altered or torn"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("line", ["[" * 10_000, '{"a": ' + "9" * 5_000 + "}", '{"a": NaN}', "\udcff"], ids=repr)
+def test_a_line_beyond_all_bounds_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "report.jsonl"
+    path.write_bytes(line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(DataError, match=r"not JSON|not UTF-8"):
+        read_report(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "[" * 10_000),
+        ("run.json", '{"schema": 1, "result": {}}'),
+        ("run.json", '{"schema": 1, "label": "x", "result": []}'),
+        ("run.json", '{"schema": 1, "label": "x", "result": {"detected": null}}'),
+        ("run.json", '{"schema": 1, "label": "x", "result": {"seconds": "soon"}}'),
+        ("config.toml", "pipeline = 3"),
+        ("config.toml", "a = " + "[" * 5_000),
+    ],
+)
+def test_a_run_of_another_form_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    write_run(tmp_path, "clean", {"steps": 3, "seconds": math.nan})
+    (tmp_path / "config.toml").write_text("[pipeline]\nstages = 6\n")
+    (tmp_path / "report.jsonl").write_text("")
+    run = read_run(tmp_path)
+    assert "–" in render_markdown([run, run])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match="altered or torn"):
+        read_run(tmp_path)
+
+
+def test_a_time_that_was_not_measured_is_a_dash(tmp_path: Path) -> None:
+    run = RunRecord("torn", {"seconds": None, "virtual_seconds": None}, {}, ())
+    assert render_markdown([run]).count("–") >= 2

@@ -394,6 +394,23 @@ def _other_words(checkpoint: Path) -> None:
     write_manifest(checkpoint)
 
 
+def _no_words(checkpoint: Path) -> None:
+    from holdfast.atomic import write_manifest
+
+    (checkpoint / "tokenizer.json").write_text('{"version": "1.0"}')
+    write_manifest(checkpoint)
+
+
+def _nobody_left(checkpoint: Path) -> None:
+    from holdfast.atomic import write_manifest
+
+    file = checkpoint / "state.json"
+    state = json.loads(file.read_text())
+    state["progress"]["lost"] = ["initiator"]
+    file.write_text(json.dumps(state))
+    write_manifest(checkpoint)
+
+
 def _other_count(checkpoint: Path) -> None:
     from holdfast.atomic import write_manifest
 
@@ -414,6 +431,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another model": (_other_model, "another model"),
     "another tokenizer": (_other_words, "another tokenizer"),
     "another count": (_other_count, "count of the run so far"),
+    "a tokenizer that is none": (_no_words, "is no tokenizer"),
+    "an initiator that was lost": (_nobody_left, "the initiator itself was lost"),
 }
 
 

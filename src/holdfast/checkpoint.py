@@ -28,6 +28,7 @@ from torch import Tensor
 from holdfast.atomic import MANIFEST, clear_leftovers, new_directory, remove_directory, verify_manifest, write_manifest
 from holdfast.digest import same_bytes
 from holdfast.errors import CheckpointError, ConfigError
+from holdfast.plain import fits, from_own_json
 
 SCHEMA = 1
 STATE, OPTIMIZER, WEIGHTS = "state.json", "optimizer.safetensors", "weights.safetensors"
@@ -244,34 +245,31 @@ def _write_state(path: Path, snapshot: Snapshot, config_toml: str, in_model: lis
     path.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 
-_FIELDS: dict[str, type] = {
+_FIELDS: dict[str, Any] = {
     "run": str,
     "version": int,
     "certified": bool,
-    "updates": dict,
-    "digests": dict,
+    "updates": dict[str, int],
+    "digests": dict[str, str],
     "config": str,
-    "weights_in_model": list,
-    "progress": dict,
+    "weights_in_model": list[str],
+    "progress": dict[str, Any],
 }
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        state = from_own_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is unreadable: {error}; use an older checkpoint") from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         got = state.get("schema") if isinstance(state, dict) else state
         raise CheckpointError(f"{path} has schema {got!r}, this version of Holdfast reads {SCHEMA}")
     for name, kind in _FIELDS.items():
-        if not isinstance(state.get(name), kind):
-            raise CheckpointError(f"{path}: {name} is {state.get(name)!r}, it must be of type {kind.__name__}")
-    inside = {"weights_in_model": (state["weights_in_model"], str), "updates": (state["updates"].values(), int)}
-    for name, (values, kind) in {**inside, "digests": (state["digests"].values(), str)}.items():
-        wrong = [value for value in values if type(value) is not kind]
-        if wrong:
-            raise CheckpointError(f"{path}: {name} holds {wrong[0]!r}, where each must be of type {kind.__name__}")
-    if state["version"] < 0:
-        raise CheckpointError(f"{path}: version is {state['version']}, it must be 0 or more")
+        if not fits(state.get(name), kind):
+            raise CheckpointError(f"{path}: {name} is {str(state.get(name))[:80]!r}, it must be of type {kind.__name__}")
+    wrong = [name for name, count in state["updates"].items() if not 0 <= count <= state["version"]]
+    if state["version"] < 0 or wrong:
+        what = f"{state['updates'][wrong[0]]} updates of {wrong[0]!r}" if wrong else "that"
+        raise CheckpointError(f"{path} is of version {state['version']}: {what} cannot be; use an older checkpoint")
     return state

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from holdfast.errors import ConfigError
+from holdfast.plain import from_toml
 
 Schedule = Literal["gpipe", "1f1b"]
 Engine = Literal["memory", "processes", "ray"]
@@ -138,6 +139,13 @@ class ClusterConfig(Section):
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
 
 
+class MachinesConfig(Section):
+    """Workers that live in other processes, on this machine or others; times are those of the clock on the wall."""
+
+    silence_s: float = Field(6.0, gt=2.0, description="without a word from a machine, until it counts as lost")
+    restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
+
+
 class OutputConfig(Section):
     """`key` is the file of the key that signs the evidence log, made if missing; without one it follows from the seed."""
 
@@ -159,6 +167,7 @@ class RunConfig(Section):
     defence: DefenceConfig = DefenceConfig()
     attack: tuple[AttackConfig, ...] = ()
     cluster: ClusterConfig = ClusterConfig()
+    machines: MachinesConfig = MachinesConfig()
     output: OutputConfig = OutputConfig()
     faults: tuple[str, ...] = ()
 
@@ -247,16 +256,28 @@ def _explain(detail: Any) -> str:
         known = ", ".join(getattr(section, "model_fields", RunConfig.model_fields))
         return f"unknown setting {where!r}; here stand: {known}"
     message = detail["msg"].removeprefix("Value error, ")
-    return message if detail["type"] == "value_error" else f"{where}: {message}, got {detail['input']!r}"
+    return message if detail["type"] == "value_error" else f"{where}: {message}, got {_shown(detail['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value that was given, in a few words: it may be as deep and as long as it likes."""
+    few = reprlib.Repr()
+    few.maxlevel, few.maxstring, few.maxother = 3, 80, 80
+    try:
+        return few.repr(value)
+    except ValueError:  # a whole number of thousands of digits, which Python does not print
+        return f"a {type(value).__name__} beyond all bounds"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; raises ConfigError where it is missing or malformed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return from_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}; give the path of a TOML file, or none for the defaults") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}; give the path of a TOML file") from None
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -284,8 +305,8 @@ def assign(tables: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
 def toml_value(text: str) -> Any:
     """A value as TOML writes it; what is none is a bare word."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return from_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

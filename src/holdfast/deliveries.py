@@ -42,15 +42,16 @@ class Deliveries:
         if complaint.sender in TRUSTED_PARTIES or complaint.sender in now.route.trusted:
             self._unfounded(now, key, sender)
             return []
+        named = complaint.sender if complaint.sender in self._membership.members else ""  # it may name anybody at all
         accused = now.complained.setdefault((key, sender), set())
-        if complaint.sender in accused:
+        if named in accused:
             return []
-        accused.add(complaint.sender)
+        accused.add(named)
         if len(accused) > 1:  # nobody's delivery will do: it comes through here, or not at all
             return self._through_here(now, key, sender) if key in now.board.accepted else []
         if key not in now.disputes:
-            involved = dict.fromkeys((complaint.sender, sender))
-            suspects = tuple(worker for worker in involved if worker not in now.route.trusted)
+            involved = dict.fromkeys((named, sender))
+            suspects = tuple(worker for worker in involved if worker and worker not in now.route.trusted)
             self._blame.alert(key, "delivery", suspects, sender)
         if complaint.evidence is not None and complaint.evidence.key == key:
             self._blame.confront(now, complaint.evidence, sender)
@@ -122,12 +123,16 @@ class Deliveries:
         return [worker for worker in now.route.consumers(key.direction, key.stage) if worker not in posted]
 
     def relay(self, now: StepState, sender: str, claim: Claim) -> list[Envelope]:
-        """Keep a tensor that passes through here until its key is accepted; hand on at once what was asked for."""
+        """Keep a tensor that passes through here until its key is accepted; hand on at once what was asked for.
+
+        Of what was not asked for, the first tensor of each sender counts.
+        """
         key = claim.header.key
         if key in now.awaited and sender in now.awaited[key].sources:
             return self._answered(now, key, sender, claim)
-        if sender != now.route.primaries[key.stage] or not now.route.relay:
+        if sender != now.route.primaries[key.stage] or not now.route.relay or (key, sender) in now.carried:
             return []
+        now.carried.add((key, sender))
         now.relayed.setdefault(key, (sender, claim))
         return self.forward_relayed(now, key) if key in now.board.accepted else []
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.claim import ClaimKey
+from holdfast.plain import fits
 
 SCHEMA = 1
 
@@ -130,6 +132,14 @@ class Reshadowed:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is there that was not, or is back: it gets a seat before the next step, if there is one to give."""
+
+    worker: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Banned:
     worker: str
     lies: int
@@ -178,12 +188,22 @@ Event = (
     | WorkerLost
     | TakenOver
     | Reshadowed
+    | Joined
     | Banned
     | RolledBack
     | Evaluated
     | CheckpointWritten
     | RunFinished
 )
+
+
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+
+
+def is_record(record: Any) -> bool:
+    """Whether a JSON value could be a record of `to_record`: its event is known, and every field of that has its form."""
+    kind = KINDS.get(record["event"]) if isinstance(record, dict) and isinstance(record.get("event"), str) else None
+    return kind is not None and fits(record.get("seconds"), float) and fits(record, kind)
 
 
 def to_record(event: Event, seconds: float) -> dict[str, Any]:

@@ -244,11 +244,11 @@ def _parse_line(line: str) -> Fault:
 
 
 _READERS: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "step": (r"\d+", int, "a number from 0"),
-    "stage": (r"\d+", int, "a number from 0"),
+    "step": (r"\d{1,9}", int, "a number from 0"),
+    "stage": (r"\d{1,9}", int, "a number from 0"),
     "worker": (r"\S+", str, "a worker's name"),
     "at": (r"\S+", str, "a moment"),
-    "micro_batch": (r"\d+", int, "a number from 0"),
-    "sent": (r"\d+", int, "a number from 0"),
-    "seconds": (r"\d+(\.\d*)?|\.\d+", float, "seconds"),
+    "micro_batch": (r"\d{1,9}", int, "a number from 0"),
+    "sent": (r"\d{1,9}", int, "a number from 0"),
+    "seconds": (r"\d{1,9}(\.\d*)?|\.\d+", float, "seconds"),
 }

@@ -30,7 +30,10 @@ class Boundary:
     shape: tuple[int, int, int]
     dtype: torch.dtype
     waiting: int = 1024
-    """Unruled tensors that one sender may have waiting: more than a step and the next have between two workers."""
+    """Unruled tensors that one sender may have waiting: more than a step and the next have between two workers.
+
+    Where nothing is ruled, the tensors of all senders together.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Inbox:
         if not self.fits(claim.tensor) or (claim.origin is not None and not self.fits(claim.origin)):
             return [_complaint(sender, claim, b"")]
         if not self._checked:
-            self._usable[key] = claim
+            if len(self._usable) < self._boundary.waiting:
+                self._usable[key] = claim
             return []
         delivery = _Delivery(sender, claim, tensor_digest(claim.tensor), answerable)
         if key not in self._rulings:

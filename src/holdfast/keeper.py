@@ -15,14 +15,16 @@ from holdfast.atomic import MANIFEST, clear_leftovers, new_directory
 from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_checkpoint, version_of, write_checkpoint
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
+from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, ProtocolError, SetupError
+from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError, SetupError
 from holdfast.evidence.log import FILE, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.partition import is_adapter, save_adapter, save_model
 from holdfast.partition.source import LocalFiles
 from holdfast.progress import Progress
+from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
 
@@ -59,6 +61,8 @@ class Keeper:
                 "give more --steps, or an older checkpoint"
             )
         progress = Progress.from_json(snapshot.progress)
+        if INITIATOR in progress.lost:
+            raise CheckpointError(f"{path} says that the {INITIATOR} itself was lost; use an older checkpoint")
         _check_tokenizer(path, self._job)
         states = states_of(snapshot, self._job, path)
         self._newest = snapshot.version, path
@@ -223,10 +227,14 @@ def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: 
 
 def _check_tokenizer(path: Path, job: Job) -> None:
     """A tokenizer trained on other text has other words under the same numbers, and nothing else would tell."""
-    from tokenizers import Tokenizer
-
     file = path / "tokenizer.json"
-    if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != job.tokenizer.get_vocab():
+    if not file.is_file():
+        return
+    try:
+        vocabulary = read_vocabulary(file)
+    except DataError as error:
+        raise CheckpointError(f"{error}; use an older checkpoint") from None
+    if vocabulary != job.tokenizer.get_vocab():
         raise CheckpointError(
             f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "
             "resume with the text and the tokenizer of the run"

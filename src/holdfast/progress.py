@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from holdfast.errors import CheckpointError
+from holdfast.plain import fits
 from holdfast.result import RunResult
 
 _OF_THE_END = {"steps", "tokens_per_second", "train_loss", "validation_perplexity", "validation_bits_per_byte"}
@@ -58,15 +59,24 @@ class Progress:
         """The inverse of `to_json`; raises CheckpointError. Nothing at all is the progress of a run that has not begun."""
         if not values:
             return cls()
-        try:
-            return cls(
-                {name: values["sums"][name] + 0 for name in SUMS},
-                {str(name): int(count) for name, count in values["lies"].items()},
-                {str(name): int(count) for name, count in values["stages"].items()},
-                float(values["train_loss"]),
-                tuple(str(name) for name in values["lost"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"the checkpoint's count of the run so far is unusable ({error!r}); use an older one"
-            ) from None
+        if not _FORM.keys() <= values.keys() or not all(fits(values[name], kind) for name, kind in _FORM.items()):
+            raise _unusable("it has another form than this version writes")
+        sums, loss = values["sums"], float(values["train_loss"])
+        missing = [name for name in SUMS if name not in sums]
+        counts = [*sums.values(), *values["lies"].values(), *values["stages"].values()]
+        if missing or not all(type(count) in (int, float) and 0 <= count < 2**63 for count in counts):
+            raise _unusable(f"{missing[0]!r} is missing" if missing else "it counts what is no number from 0")
+        return cls({name: sums[name] for name in SUMS}, values["lies"], values["stages"], loss, tuple(values["lost"]))
+
+
+_FORM: Mapping[str, Any] = {
+    "sums": dict[str, float],
+    "lies": dict[str, int],
+    "stages": dict[str, int],
+    "train_loss": float,
+    "lost": list[str],
+}
+
+
+def _unusable(why: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint's count of the run so far is unusable ({why}); use an older one")

@@ -81,6 +81,7 @@ class Referee:
         self._accounts: dict[bytes, Tensor | StageState] = {}
         self._overdue: set[ClaimKey] = set()
         self._contradicted: set[tuple[ClaimKey, str]] = set()
+        self._refused: set[tuple[int, int, str]] = set()
         self._moment = (-1, 0)
         self._route: Route | None = None
 
@@ -123,6 +124,7 @@ class Referee:
         self._accounts.clear()
         self._overdue.clear()
         self._contradicted.clear()
+        self._refused.clear()
         for bench in self._benches.values():
             bench.version = bench.version if bench.version == version else -1
             bench.forwarded.clear()
@@ -206,9 +208,10 @@ class Referee:
             return []
         got = state_digest(state)
         if got != wanted[state.version]:
-            return [
-                Envelope(self.name, COORDINATOR, StateRefused(state.stage, state.version, sender, got, wanted[state.version]))
-            ]
+            slot, told = (state.stage, state.version, sender), len(self._refused)
+            self._refused.add(slot)
+            refusal = StateRefused(*slot, got, wanted[state.version])
+            return [Envelope(self.name, COORDINATOR, refusal)] if len(self._refused) > told else []
         bench.execution.load(state)
         bench.version, bench.sealed = state.version, state
         return []

@@ -82,6 +82,7 @@ class StepState:
     examined: set[ClaimKey] = field(default_factory=set)
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
+    carried: set[tuple[ClaimKey, str]] = field(default_factory=set)
     complained: dict[tuple[ClaimKey, str], set[str]] = field(default_factory=dict)
     shown: dict[tuple[ClaimKey, str], tuple[Header, str]] = field(default_factory=dict)
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)

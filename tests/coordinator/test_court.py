@@ -252,6 +252,23 @@ def test_relay_sends_every_tensor_through_here_and_checks_it(world):
     assert record(w)[-2:] == ["Alert delivery: w1", "Ruling delivery: w1"]
 
 
+def test_a_false_tensor_that_passes_through_here_again_and_again_is_one_lie(world):
+    """Each one was another alert, another conviction and three more lines of evidence."""
+    tensor = torch.ones(1, 2, 3)
+    digest = tensor_digest(tensor)
+    w = world(remedy=Relay(1)).lie("w2", "a20", output=b"x").begin()
+    while w.began.attempt == 0:
+        w.deliver()
+    w.post("w0", "a00")
+    w.post("w1", "a10", output=digest)
+    w.post("w2", "a10", output=digest)
+    said = len(record(w))
+    for number in range(50):
+        w.say("w1", Claim(w.honest("w1", w.key("a10")), -tensor * number))
+    assert record(w)[said:] == ["Alert delivery: w1", "Ruling delivery: w1"]
+    assert w.say("w1", Claim(w.honest("w1", w.key("a10")), tensor)) == []  # the first one counts
+
+
 # -- deliveries ----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +293,14 @@ def test_only_a_receiver_can_complain(world, sender, text):
         w.post(worker, posted)
     assert w.say(sender, Complaint(w.key(text), "w1", b"x")) == []
     assert w.events == []
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "\x1b[2J", "x" * 1_000_000])
+def test_a_complaint_makes_nobody_a_suspect_who_is_no_member(world, name):
+    """Whatever it named went into the alert, the evidence and the reader's terminal as a worker."""
+    w = world().begin()
+    w.say("w1", Complaint(w.key("a00"), name, b"x"))
+    assert record(w) == ["Alert delivery: w1"]
 
 
 def test_a_complaint_about_a_replaced_claim_raises_no_second_alarm(world):

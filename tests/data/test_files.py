@@ -57,6 +57,8 @@ def test_a_parquet_file_is_one_document_a_row(tmp_path: Path) -> None:
         (b'["text"]\n', "line 1 has a list"),
         (b'{"text": 5}\n', "line 1 has a int where the text should be"),
         (b'{"text": "\\ud800"}\n', "line 1 has a lone surrogate at character 0"),
+        (b'{"text": "a"}\n' + b"[" * 10_000, r"line 2 is not JSON \(it is nested too deeply\)"),
+        (b'{"text": "a", "id": ' + b"9" * 5_000 + b"}", r"line 1 is not JSON"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2 is not UTF-8 \(byte 10"),
     ],
 )

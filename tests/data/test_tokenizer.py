@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from holdfast.data import END_OF_TEXT, Corpus, load_corpus, load_tokenizer, train_tokenizer
+from holdfast.data.tokenizer import panics_as_errors, read_vocabulary
 from holdfast.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -93,3 +94,23 @@ def test_a_missing_or_useless_tokenizer_is_refused(tmp_path: Path, tokenizer: Pr
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"neither an end-of-sequence nor.*set eos_token"):
         load_tokenizer(tmp_path)
+
+
+PANICS = '{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[["a","b"]],"continuing_subword_prefix":"##"}}'
+"""The library's parser cuts a prefix of two letters from a word of one."""
+
+
+@pytest.mark.parametrize("text", [PANICS, "[" * 100_000, "{}", "\x00", '{"model": ' + "9" * 5_000 + "}"])
+def test_a_tokenizer_at_which_the_library_panics_is_refused(tmp_path: Path, text: str) -> None:
+    """A panic is no Exception in Python: it went past whoever caught those, and ended in a traceback."""
+    (tmp_path / "tokenizer.json").write_text(text)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "a"}')
+    with pytest.raises(DataError, match="is no tokenizer"):
+        read_vocabulary(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match="no usable tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_ctrl_c_while_a_tokenizer_is_read_stays_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt), panics_as_errors():
+        raise KeyboardInterrupt

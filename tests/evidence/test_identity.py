@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
         load(path)
     with pytest.raises(SetupError, match="cannot read"):
         load(tmp_path / "absent")
+
+
+def test_a_key_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    """One letter of the file altered, and it names an algorithm that nobody knows."""
+    path = tmp_path / "key"
+    generate().save(path)
+    lines = path.read_bytes().split(b"\n")
+    octets = bytearray(base64.b64decode(lines[1]))
+    octets[octets.index(b"\x2b\x65\x70") + 2] += 9
+    path.write_bytes(b"\n".join([lines[0], base64.b64encode(octets), *lines[2:]]))
+    with pytest.raises(SetupError, match="no private key"):
+        load(path)
 
 
 def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:

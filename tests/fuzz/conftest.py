@@ -3,7 +3,7 @@
     hammer(check, strategy, ...)    quick   some hundred inputs, always the same          in the normal suite
                                     full    10,000 inputs a kind, from a given seed       slow, see scripts/fuzz
 
-A check says in a word what became of the input (`refused`, `ignored`); the words are counted, and shown after a full run.
+A check says in a word or several what became of the input (`refused`, `ignored`); they are counted, and shown after a full run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 FULL = int(os.environ.get("FUZZ_INPUTS", "10000"))
 """Malformed inputs of each kind in a full run."""
 
-Check = Callable[..., "str | None"]
+Check = Callable[..., "str | list[str]"]
 
 
 @dataclasses.dataclass
@@ -56,9 +56,8 @@ class Hammer:
         def once(drawn: tuple[Any, ...]) -> None:
             nonlocal calls
             calls += 1
-            word = check(*drawn)
-            if word is not None:
-                words[word] += 1
+            told = check(*drawn)
+            words.update([told] if isinstance(told, str) else told)
 
         once()
         told = ", ".join(f"{count} {word}" for word, count in words.most_common())
@@ -73,6 +72,12 @@ FULL_RUN = "fuzz-full"
 @pytest.fixture(params=["quick", pytest.param("full", marks=pytest.mark.slow)])
 def hammer(request: pytest.FixtureRequest) -> Hammer:
     return Hammer(request.node, request.param == "full")
+
+
+@pytest.fixture(params=[1000, pytest.param(FULL, marks=pytest.mark.slow)], ids=["quick", "full"])
+def depth(request: pytest.FixtureRequest) -> int:
+    """How many messages a flood has."""
+    return int(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

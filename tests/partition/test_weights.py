@@ -204,6 +204,11 @@ def test_a_torn_file_and_an_altered_one(tiny: ModuleType, tmp_path: Path) -> Non
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="its sha256 is not the one in SHA256SUMS"):
         united(source, plan)
+    sums = tmp_path / "SHA256SUMS"
+    sums.write_bytes(b"\xff" + sums.read_bytes())
+    with pytest.raises(CheckpointError, match="not a list of sums"):
+        united(source, plan)
+    sums.unlink()
     path.write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="torn or not a safetensors file"):
         united(source, plan)
@@ -219,12 +224,13 @@ def test_a_torn_file_and_an_altered_one(tiny: ModuleType, tmp_path: Path) -> Non
         ({"weight_map": {"lm_head.weight": "pytorch_model.bin"}}, "the plain name of a .safetensors file"),
         ({"weight_map": [1]}, "not an index of shards"),
         ({}, "not an index of shards"),
+        ("[" * 10_000, "not an index of shards.*deeply"),
     ],
 )
 def test_hostile_indices(tiny: ModuleType, tmp_path: Path, index: Any, message: str) -> None:
     source, plan, _ = saved(tiny, tmp_path, "llama")
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors.index.json").write_text(index if isinstance(index, str) else json.dumps(index))
     with pytest.raises(CheckpointError, match=message):
         united(source, plan)
 

@@ -91,6 +91,13 @@ def test_a_probe_that_is_not_finite_calibrates_nothing(size: float) -> None:
         calibrate(probes(1e-7, size, 1e-7))
 
 
+@pytest.mark.parametrize("drift", [math.nan, math.inf, -1e-6, 1.5, 1e308])
+def test_a_drift_that_is_no_rounding_calibrates_nothing(drift: float) -> None:
+    """The limit of a budget is made of it: of NaN no budget can be made, of 1e308 one that nobody ever spends."""
+    with pytest.raises(ConfigError, match="drift"):
+        calibrate(probes(1e-7, 1e-7, 1e-7, of=pairing(1, Direction.UPDATE), drift=drift))
+
+
 def test_too_little_is_no_calibration() -> None:
     with pytest.raises(ConfigError, match="2 probes"):
         calibrate(probes(1e-7, 1e-7))
@@ -188,6 +195,14 @@ def broken(old: str, new: str) -> str:
         ("equal = 1", "equal = 4", "more equal probes"),
         ("drift = 0.0", "drift = nan", "finite number"),
         ("drift = 0.0", "drift = -1.0", "finite number"),
+        ("drift = 0.0", "drift = 1e308", "drift of at most 1"),
+        ("drift = 0.0", "drift = " + "9" * 18, "drift of at most 1"),
+        ("version = 1", "version = 0x" + "F" * 5_000, "64 bits"),
+        ("version = 1", "version = true", "version True"),
+        ("margin = 8.0", "margin = " + "9" * 400, "64 bits"),
+        ("margin = 8.0", "margin = 0.5", "margin of at least"),
+        ("margin = 8.0", "margin = " + "[" * 5_000, "TOML"),
+        ("margin = 8.0", "margin = " + "{a=" * 5_000, "TOML"),
         ("guilty = [", "guilty = [1e-12, ", "values to unpack"),
         (f'classes = ["{A}", ', f'classes = ["z {A}", ', "sorted order"),
         (f'classes = ["{A}", ', "classes = [1, ", "names"),

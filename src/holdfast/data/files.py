@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataError, MissingExtra
+from holdfast.plain import from_json
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 FIELD = "text"
@@ -63,15 +64,17 @@ def _decode(octets: bytes, where: str) -> str:
 
 def _record(line: bytes, where: str) -> str:
     try:
-        record = json.loads(_decode(line, where))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
-        ) from None
+        record = from_json(_decode(line, where))
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON ({_fault(error)}); each line must be one JSON object") from None
     if not isinstance(record, dict) or FIELD not in record:
         got = f"the fields {', '.join(record) or '(none)'}" if isinstance(record, dict) else f"a {type(record).__name__}"
         raise DataError(f"{where} has {got}; it needs an object with a field {FIELD!r}")
     return check_text(record[FIELD], where)
+
+
+def _fault(error: ValueError) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def check_text(value: Any, where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +31,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     bare = (folder / "merges.txt").is_file() and not any((folder / name).exists() for name in ("tokenizer.json", "config.json"))
     loader = GPT2Tokenizer if bare and not (folder / "tokenizer_config.json").exists() else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(str(directory), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with panics_as_errors():
+            tokenizer = loader.from_pretrained(str(directory), trust_remote_code=False)
+    except Exception as error:  # the parsers of the library raise whatever a file makes them stumble over
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"no usable tokenizer at {str(directory)!r}: {reason}; give a folder with tokenizer.json, "
@@ -38,6 +41,28 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         ) from error
     end_of_text(tokenizer)
     return tokenizer
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """The tokens of a tokenizer.json with their numbers. Raises DataError where it is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        with panics_as_errors():
+            return dict(Tokenizer.from_file(str(file)).get_vocab())
+    except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
+        raise DataError(f"{file} is no tokenizer ({error})") from None
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """The parser of tokenizer.json panics at some files; Python sees an exception that is no Exception. Here a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from None
 
 
 def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerBase:

@@ -8,7 +8,6 @@ SHA256SUMS                               optional; every file that is opened is 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import CheckpointError
+from holdfast.plain import from_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -182,9 +182,9 @@ def _index(files: Files) -> dict[str, str]:
             "its save_pretrained(DIR)"
         )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        entries = from_json(path.read_text(encoding="utf-8"))["weight_map"]
         pairs = [(str(name), str(shard)) for name, shard in entries.items()]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not an index of shards: {error!r}") from error
     for name, shard in pairs:
         if not _SHARD.fullmatch(shard):
@@ -196,7 +196,10 @@ def _sums(files: Files) -> dict[str, str]:
     path = files.find(SUMS)
     if path is None:
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a list of sums ({error}); fetch it again") from None
     pairs = (line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith("#"))
     return {name.lstrip("*"): digest.lower() for digest, name in (pair for pair in pairs if len(pair) == 2)}
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from holdfast.errors import DataError
-from holdfast.event import SCHEMA, Event, Resumed, to_record
+from holdfast.event import SCHEMA, Event, Resumed, is_record, to_record
+from holdfast.plain import from_own_json
 
 
 class JsonlReport:
@@ -43,8 +44,10 @@ def read_report(path: Path) -> tuple[dict[str, Any], ...]:
     """The records of a report, oldest first; a torn last line is left out, any other broken line is a DataError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"no report at {path}; give the directory that a run wrote with --out") from None
+    except OSError as error:
+        raise DataError(f"no report at {path} ({error.strerror}); give the directory that a run wrote with --out") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); the report was altered or torn") from None
     lines = text.split("\n")
     records = [_parse(line, number, path) for number, line in enumerate(lines[:-1], start=1) if line.strip()]
     return tuple(records)
@@ -65,13 +68,16 @@ def finite(value: Any) -> Any:
 
 def _parse(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number} is not JSON ({error.msg}); the report was altered or torn") from None
+        record = from_own_json(line)
+    except ValueError as error:
+        raise DataError(f"{path}, line {number} is not JSON ({error}); the report was altered or torn") from None
     if not isinstance(record, dict) or "event" not in record:
         raise DataError(f"{path}, line {number} is not an event: it needs the keys 'schema', 'event' and 'seconds'")
     if record.get("schema") != SCHEMA:
         raise DataError(f"{path}, line {number} has schema {record.get('schema')!r}; this version of Holdfast reads {SCHEMA}")
+    if not is_record(record):
+        what = str(record["event"])[:40]
+        raise DataError(f"{path}, line {number} is no event {what!r} as this version writes it; the report was altered or torn")
     return record
 
 

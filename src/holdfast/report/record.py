@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import holdfast
-from holdfast.errors import DataError
+from holdfast.config import resolve
+from holdfast.errors import ConfigError, DataError
 from holdfast.event import SCHEMA, Event, to_record
+from holdfast.plain import fits, from_own_json, from_toml
 from holdfast.report.jsonl import finite, read_report
+from holdfast.result import RunResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +118,29 @@ def write_run(directory: Path, label: str, result: Mapping[str, Any]) -> None:
 def read_run(directory: Path) -> RunRecord:
     """The record of the run that `directory` holds; raises DataError where it holds none, or none that ended."""
     try:
-        content = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        content = from_own_json((directory / "run.json").read_text(encoding="utf-8"))
+        config = from_toml((directory / "config.toml").read_text(encoding="utf-8"))
+        resolve(config)
+    except OSError as error:
+        missing = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise DataError(
-            f"{directory} holds no finished run: {Path(str(error.filename)).name} is missing; "
+            f"{directory} holds no finished run: {Path(str(error.filename)).name} {missing}; "
             "give the directory that `holdfast train --out` wrote"
         ) from None
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise DataError(f"{directory}: run.json or config.toml cannot be read ({error}); the run was altered or torn") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise DataError(f"{directory}/run.json has schema {found!r}; this version of Holdfast reads {SCHEMA}")
-    return RunRecord(str(content["label"]), content["result"], config, read_report(directory / "report.jsonl"))
+    if not isinstance(content.get("label"), str) or not _is_result(content.get("result")):
+        raise DataError(f"{directory}/run.json is not what a run writes at its end; it was altered or torn")
+    return RunRecord(content["label"], content["result"], config, read_report(directory / "report.jsonl"))
+
+
+def _is_result(result: Any) -> bool:
+    """Whether each number has its form; one that left the numbers is null there."""
+    kinds = typing.get_type_hints(RunResult)
+    return isinstance(result, dict) and all(
+        name not in kinds or fits(value, kinds[name]) or (value is None and kinds[name] is float)
+        for name, value in result.items()
+    )

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.report.record import RunRecord
+from holdfast.report.record import RunRecord, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def _row(run: RunRecord, reference: RunRecord | None) -> Row:
         dropped=_dropped(run),
         false_alarms=counts["false_alarms"],
         remedy=_remedy(run),
-        seconds=figure(float(run.result.get("seconds", math.nan))),
-        virtual_seconds=figure(float(run.result.get("virtual_seconds", math.nan))),
+        seconds=figure(number(run.result.get("seconds"))),
+        virtual_seconds=figure(number(run.result.get("virtual_seconds"))),
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from holdfast.claim import Direction
 from holdfast.config import toml_literal
 from holdfast.errors import ConfigError
+from holdfast.plain import from_toml as tables_of
 from holdfast.verify.tolerance import CAP, EQUAL, ROW_CAP, Bound, Distance
 
 VERSION = 1
@@ -31,6 +31,8 @@ HIGHEST_ALARM = 0.8
 LEAST_MARGIN = 1.25
 """Where the cap shortens the margin, at least this much of it must remain; else the pair cannot be checked."""
 LEAST_PROBES = 3
+MOST_DRIFT = 1.0
+"""A state that is as far off as it is long drifted by no rounding, and a budget made of that would have no limit."""
 ROUNDOFF: Mapping[str, float] = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
 FLOORS: Mapping[Direction, tuple[float, float]] = {
     Direction.FORWARD: (1, 4),
@@ -81,7 +83,7 @@ class Spread:
 
 
 def spread_of(probes: Sequence[Probe]) -> Spread:
-    """Raises ConfigError for a distance that is not finite: an honest stage has overflowed."""
+    """Raises ConfigError for a distance that is not finite (an honest stage has overflowed), or a drift that is no rounding."""
     distances = [probe.distance for probe in probes]
     largest = Distance.largest(distances)
     if not (math.isfinite(largest.overall) and math.isfinite(largest.worst_row)):
@@ -89,6 +91,9 @@ def spread_of(probes: Sequence[Probe]) -> Spread:
     middle = Distance(
         *(statistics.median(column) for column in zip(*((d.overall, d.worst_row) for d in distances), strict=True))
     )
+    for probe in probes:
+        if not 0 <= probe.drift <= MOST_DRIFT:
+            raise ConfigError(f"a probe of {probe.pairing} drifts by {probe.drift}; needed is 0 to {MOST_DRIFT:g}")
     drift = statistics.fmean(probe.drift for probe in probes)
     return Spread(len(probes), sum(distance == EQUAL for distance in distances), middle, largest, drift)
 
@@ -182,10 +187,10 @@ def calibrate(probes: Iterable[Probe], margin: float = MARGIN) -> Calibration:
 def from_toml(text: str, source: str = "the calibration") -> Calibration:
     """The inverse of `to_toml`, strict: raises ConfigError for another version, a key too many or too few, or a wrong value."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = tables_of(text)
+    except ValueError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from None
-    if tables.get("version") != VERSION:
+    if tables.get("version") != VERSION or tables["version"] is True:
         raise ConfigError(
             f"{source} has version {tables.get('version')!r}; this Holdfast reads version {VERSION}, so calibrate again"
         )
@@ -201,9 +206,12 @@ def from_toml(text: str, source: str = "the calibration") -> Calibration:
             raise ConfigError(f"{source}, pair {number}: the {pairing} stands there twice")
         rows[pairing] = row
     try:
-        return Calibration(_number(tables["margin"]), rows)
-    except (TypeError, ValueError) as error:
+        margin = _number(tables["margin"])
+    except ValueError as error:
         raise ConfigError(f"{source}: margin: {error}") from None
+    if margin < LEAST_MARGIN:
+        raise ConfigError(f"{source}: a margin of at least {LEAST_MARGIN} is needed, got {margin}")
+    return Calibration(margin, rows)
 
 
 def _to_table(pairing: Pairing, row: Measured) -> dict[str, Any]:
@@ -236,6 +244,8 @@ def _from_table(table: Mapping[str, Any]) -> tuple[Pairing, Measured]:
     pairing = Pairing.of(_count(table["stage"]), table["dtype"], one, other, Direction(table["direction"]))
     median, largest, alarm, guilty = (_distance(table[key]) for key in ("median", "largest", "alarm", "guilty"))
     spread = Spread(_count(table["probes"]), _count(table["equal"]), median, largest, _number(table["drift"]))
+    if spread.drift > MOST_DRIFT:
+        raise ValueError(f"a drift of at most {MOST_DRIFT:g} is needed, got {spread.drift!r}")
     if spread.equal > spread.probes or spread.probes < LEAST_PROBES or not largest.fits(alarm):
         raise ValueError("more equal probes than probes, too few probes, or a largest distance beyond the alarm")
     return pairing, Measured(spread, Bound(alarm, guilty))
