@@ -45,20 +45,24 @@ from holdfast.verify.spotcheck import Sampling
 
 @dataclass
 class Archive:
-    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports."""
+    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports.
+
+    A stage of a trusted holder is sealed without a digest: what that holder sends gives it, and stands in `digests` then.
+    """
 
     digests: dict[int, bytes] = field(default_factory=dict)
     version: int = -1
     checked: bool = True
+    trusted: tuple[str, ...] = ()
     states: dict[int, StageState] = field(default_factory=dict)
     refused: int = 0
     name: str = ARCHIVE
     devices: int = 1
 
-    def expect(self, digests: Mapping[int, bytes], version: int, *, checked: bool) -> None:
+    def expect(self, digests: Mapping[int, bytes], version: int, trusted: tuple[str, ...], *, checked: bool) -> None:
         """Forget what was collected; from now on these states of `version` are."""
         self.states.clear()
-        self.digests, self.version, self.checked = dict(digests), version, checked
+        self.digests, self.version, self.trusted, self.checked = dict(digests), version, trusted, checked
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
         if not isinstance(envelope.message, StateTransfer):
@@ -66,9 +70,13 @@ class Archive:
         state = envelope.message.state
         if state.stage not in self.digests or state.version != self.version:
             return []
+        got = state_digest(state) if self.checked else b""
+        if envelope.sender in self.trusted:
+            self.digests[state.stage] = self.digests[state.stage] or got
         sealed = self.digests[state.stage]
-        got = state_digest(state) if self.checked else sealed
-        if got == sealed:
+        if self.checked and not sealed:
+            return []  # sealed without a digest, and it comes from somebody who does not hold it
+        if got == sealed or not self.checked:
             self.states.setdefault(state.stage, state)
             return []
         self.refused += 1
@@ -240,7 +248,7 @@ class Cluster:
         digests = self.coordinator.inspector.digests(rewind.version)
         if digests is None:
             return None
-        self.archive.expect(digests, rewind.version, checked=True)
+        self.archive.expect(digests, rewind.version, (INITIATOR,), checked=True)
         self.launcher.inject(self.coordinator.recall(rewind.version, ARCHIVE))
         try:
             self.launcher.run_until(lambda: len(self.archive.states) == len(digests))
@@ -256,7 +264,7 @@ class Cluster:
         """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
         record = self.coordinator.membership
-        self.archive.expect(record.digests, record.version, checked=self._checked)
+        self.archive.expect(record.digests, record.version, (INITIATOR,), checked=self._checked)
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
         try:
             self.launcher.run_until(lambda: self._has_collected(wanted) or self.coordinator.broken is not None)
@@ -265,6 +273,8 @@ class Cluster:
             raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None
         if self.coordinator.broken is not None:
             raise FaultWindowExceeded(f"a state could not be collected: {self.coordinator.broken}")
+        if self._checked:
+            self._notary.collected(record.version, self.archive.digests)
         return dict(sorted(self.archive.states.items()))
 
 

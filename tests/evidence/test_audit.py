@@ -187,6 +187,76 @@ def test_a_gap_between_seals(desk: Any) -> None:
     assert "version 3 is sealed after version 1" in unsound(desk.seal())
 
 
+def sealed(desk: Any, *nameless: int) -> Any:
+    """The next version stands; `nameless` stages are sealed without a digest."""
+    desk.version += 1
+    digests = {stage: b"" if stage in nameless else bytes([stage]) * 32 for stage in range(5)}
+    desk.notary.sealed(desk.version, desk.version - 1, 0, digests)
+    return desk
+
+
+def collected(desk: Any, *digests: bytes, version: int | None = None) -> Any:
+    desk.notary.collected(desk.version if version is None else version, dict(enumerate(digests)))
+    return desk
+
+
+OWN = tuple(bytes([stage]) * 32 for stage in range(5))
+
+
+def test_a_trusted_party_s_stage_is_sealed_without_a_digest_and_collected_with_one(desk: Any) -> None:
+    found = collected(sealed(desk, 0, 4), *OWN).close().audit()
+    assert (found.status, found.clean) == ("intact", True)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_no_untrusted_stage_is_sealed_without_a_digest(desk: Any, stage: int) -> None:
+    assert f"a seal without a digest for stages [{stage}]" in unsound(sealed(desk, 0, stage))
+
+
+def test_a_stage_is_trusted_once_the_initiator_has_taken_it_over(desk: Any) -> None:
+    desk.notary.took_over(3, "w3", "initiator", 0)
+    assert collected(sealed(desk, 0, 3, 4), *OWN).close().audit().clean
+
+
+def test_who_another_worker_takes_over_from_is_not_trusted(desk: Any) -> None:
+    desk.notary.took_over(2, "w2", "w3", 0)
+    assert "a seal without a digest for stages [2]" in unsound(sealed(desk, 0, 2))
+
+
+def test_a_rollback_gives_a_stage_back_to_a_worker(desk: Any) -> None:
+    desk.notary.took_over(3, "w3", "initiator", 0)
+    assert "a seal without a digest for stages [3]" in unsound(sealed(sealed(desk, 3).deploy(version=0), 3))
+
+
+@pytest.mark.parametrize(
+    ("digests", "version", "fault"),
+    [
+        ((*OWN[:2], TRUE, *OWN[3:]), 1, "that are not the sealed ones"),
+        ((b"", *OWN[1:]), 1, "that do not all have a digest"),
+        (OWN[:4], 1, "that do not all have a digest"),
+        (OWN, 0, "of version 0 come together at version 1"),
+        (OWN, 2, "of version 2 come together at version 1"),
+    ],
+)
+def test_what_comes_together_is_what_was_sealed(desk: Any, digests: tuple[bytes, ...], version: int, fault: str) -> None:
+    assert fault in unsound(collected(sealed(desk, 0, 4), *digests, version=version))
+
+
+def test_a_log_of_the_first_schema_is_read_and_gone_on_with(desk: Any, reopened: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("holdfast.evidence.notary.SCHEMA", 1)
+    desk.path.unlink()
+    old = type(desk)(desk.path).deploy().seal().close()
+    assert (old.audit().opening.schema, old.audit().status) == (1, "intact")
+    monkeypatch.undo()
+    assert reopened(old).deploy(version=1).seal().close().audit().status == "intact"
+
+
+def test_a_log_of_a_later_schema_is_not_read(desk: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("holdfast.evidence.notary.SCHEMA", 3)
+    desk.path.unlink()
+    assert "schema 3; this version reads 1 and 2" in unsound(type(desk)(desk.path).deploy())
+
+
 def test_a_second_opening(desk: Any, reopened: Any) -> None:
     desk.notary._write(desk.audit().opening)
     assert "a second opening" in unsound(desk)

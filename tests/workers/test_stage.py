@@ -212,6 +212,24 @@ def test_gradient_then_update_then_seal(toy, role):
     assert stage.state().updates == 1
 
 
+@pytest.mark.parametrize(("index", "texts"), [(0, ("g10", "g11")), (3, ("a20", "a21"))])
+def test_nobody_hashes_the_gradient_and_the_state_of_the_initiator_s_own_stage(toy, honest, monkeypatch, index, texts):
+    """They are compared with nothing; for a checkpoint they are hashed where they come together."""
+    stage, inbox = take(toy, "w0", index)
+    for m in range(toy.M if index == 0 else 0):
+        stage.take_tied(TiedGradient(0, 0, m, honest.tied[m]))
+    stage.take_tied(TiedWeight(0, toy.state(0).weights["w0"]))
+    give(inbox, honest, *texts)
+    work(stage, inbox)
+    for name in ("holdfast.stage.state_digest", "holdfast.execution.tensors_digest"):
+        monkeypatch.setattr(name, None)
+    (gradient,) = headers(stage.claim_gradient())
+    assert (gradient.inputs, gradient.output, gradient.norms) == ((), b"", honest.executions[index].norms())
+    stage.order_update(Update(0, 0, 0.5, 0.1))
+    (update,) = headers(stage.claim_update())
+    assert (update.key, update.inputs, update.output) == (honest.key(f"U{index}"), (), b"")
+
+
 def test_the_first_stage_shares_each_sealed_embedding_with_the_head(toy):
     stage, _ = take(toy, "w0", 0)
     (envelope,) = stage.seal(1)

@@ -15,10 +15,11 @@ from holdfast.claim import ClaimKey, Direction, Header, Role
 from holdfast.errors import ProtocolError
 from holdfast.evidence.envelope import conflict, is_signed
 from holdfast.evidence.record import (
-    SCHEMA,
+    READABLE,
     Account,
     Accusation,
     Closing,
+    Collected,
     Enrolled,
     Equivocated,
     Found,
@@ -35,6 +36,7 @@ from holdfast.evidence.record import (
     Unfounded,
 )
 from holdfast.message import Finding
+from holdfast.route import Route
 
 PRESUMED = ("quarantine", "refusal", "complaint")
 """Bases of a ruling that are the coordinator's word, and no proof to anybody else."""
@@ -106,6 +108,8 @@ class CaseBook:
         self._deployments: set[str] = set()
         self._deployment = ""
         self._since = 0
+        self._trusted: set[int] = set()
+        self._sealed: tuple[bytes, ...] | None = None
 
     @property
     def opening(self) -> Opening:
@@ -121,17 +125,20 @@ class CaseBook:
                 self._resume(seq, record)
             case Opening():
                 _require(seq == 0, "a second opening")
-                _require(record.schema == SCHEMA, f"schema {record.schema}; this version reads {SCHEMA}")
+                self._check_schema(record.schema)
                 self._opening = record
-                self._deploy(record.deployment, record.version)
-            case Rollback(deployment, version, _):
+                self._deploy(record.deployment, record.version, record.route)
+            case Rollback(deployment, version, route):
                 _require(version <= self.version, f"a rollback to version {version}, which was never sealed")
-                self._deploy(deployment, version)
+                self._deploy(deployment, version, route)
             case Sealed():
                 self._seal(record)
-            case TookOver(stage):
+            case Collected():
+                self._collect(record)
+            case TookOver(stage, _, heir):
                 _require(stage in self.opening.route.stages, f"a takeover of stage {stage}, which does not exist")
                 self.takeovers.append(record)
+                self._trusted |= {stage} if heir in self.opening.route.trusted else set()
             case Enrolled(member, key):
                 known = self.opening.keys
                 _require(known.get(member, key) == key, f"{member!r} is enrolled with another key than before")
@@ -146,25 +153,40 @@ class CaseBook:
     def _resume(self, seq: int, record: Resumed) -> None:
         first = self.opening
         kept = all(first.keys.get(member, key) == key for member, key in record.keys.items())  # another cut, other members
-        same = (record.schema, record.run) == (first.schema, first.run) and kept
-        _require(same, "the run goes on with another name or other keys")
+        self._check_schema(record.schema)
+        _require(record.run == first.run and kept, "the run goes on with another name or other keys")
         _require(record.version <= self.version, f"the run goes on from version {record.version}, which was never sealed")
         if not self.closed:
             self.interruptions.append(seq)
         self.closed = False
         self._opening = record
-        self._deploy(record.deployment, record.version)
+        self._deploy(record.deployment, record.version, record.route)
 
-    def _deploy(self, deployment: str, version: int) -> None:
+    def _check_schema(self, schema: int) -> None:
+        _require(schema in READABLE, f"schema {schema}; this version reads {' and '.join(map(str, READABLE))}")
+
+    def _deploy(self, deployment: str, version: int, route: Route) -> None:
         _require(deployment not in self._deployments, f"the name {deployment!r} is used for two deployments")
         self._deployments.add(deployment)
         self._deployment, self.version, self._since = deployment, version, version
+        self._trusted = {stage for stage in route.stages if route.is_trusted(stage)}
+        self._sealed = None
 
     def _seal(self, record: Sealed) -> None:
         _require(record.version == self.version + 1, f"version {record.version} is sealed after version {self.version}")
         _require(record.step == self.version, f"version {record.version} is sealed in step {record.step}")
         _require(len(record.digests) == len(self.opening.route.primaries), "a seal that does not name every stage")
-        self.version = record.version
+        nameless = [stage for stage, digest in enumerate(record.digests) if not digest and stage not in self._trusted]
+        _require(not nameless, f"a seal without a digest for stages {nameless}, which no trusted party holds")
+        self.version, self._sealed = record.version, record.digests
+
+    def _collect(self, record: Collected) -> None:
+        _require(record.version == self.version, f"states of version {record.version} come together at version {self.version}")
+        named = len(record.digests) == len(self.opening.route.primaries) and all(record.digests)
+        _require(named, "states come together that do not all have a digest")
+        sealed = self._sealed or record.digests  # none of this deployment yet
+        same = all(seal in (b"", here) for seal, here in zip(sealed, record.digests, strict=True))
+        _require(same, "states come together that are not the sealed ones")
 
     def _close(self, seq: int, previous: bytes, record: Closing) -> None:
         counted = (record.records, record.last, record.version)

@@ -20,6 +20,7 @@ from holdfast.evidence.record import (
     Account,
     Accusation,
     Closing,
+    Collected,
     Enrolled,
     Equivocated,
     Found,
@@ -115,6 +116,10 @@ class Notary:
         self._keys[member] = key
         if self._deployed:
             self._write(Enrolled(member, key))
+
+    def collected(self, version: int, digests: Mapping[int, bytes]) -> None:
+        """The states of the sealed version have come together; trusted stages have shown theirs too."""
+        self._write(Collected(version, tuple(digests[stage] for stage in sorted(digests))))
 
     def took_over(self, stage: int, lost: str, heir: str, step: int) -> None:
         self._write(TookOver(stage, lost, heir, step))

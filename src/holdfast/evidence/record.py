@@ -4,7 +4,8 @@
     header  equivocation  delivery  stood   what somebody signed, what came, what was accepted
     accusation  finding  ruling             who is suspected, what the referee or the checker computed, who lied
     refusal  complaint                      who did not open what it had signed, who complained without reason
-    seal  takeover  closing                 what stands, who took over, that nothing is missing
+    seal  collection                        what stands, what came together for a checkpoint, an evaluation, the end
+    takeover  closing                       who took over, that nothing is missing
 
 Bytes are hex, floats the hex of their 8 big-endian bytes, so that nothing is rounded and equal records are equal text.
 """
@@ -26,7 +27,9 @@ from holdfast.errors import ProtocolError
 from holdfast.message import Finding
 from holdfast.route import Route
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
+"""Schema 1 knew no collections: there every seal names every stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +170,19 @@ class Ruled:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Version `version` stands, with these digests of the stages' states."""
+    """Version `version` stands, with these digests of the stages' states (empty for a stage that a trusted party holds)."""
 
     version: int
     step: int
     attempt: int
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The states of the sealed `version` came together, for a checkpoint, an evaluation or the end: digests of all stages."""
+
+    version: int
     digests: tuple[bytes, ...]
 
 
@@ -216,6 +227,7 @@ Record = (
     | Unfounded
     | Ruled
     | Sealed
+    | Collected
     | TookOver
     | Enrolled
     | Closing
@@ -235,6 +247,7 @@ KINDS: dict[str, type[Any]] = {
     "complaint": Unfounded,
     "ruling": Ruled,
     "seal": Sealed,
+    "collection": Collected,
     "takeover": TookOver,
     "enrolled": Enrolled,
     "closing": Closing,
