@@ -47,7 +47,7 @@ from holdfast.verify.spotcheck import Sampling
 class Archive:
     """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports.
 
-    A stage of a trusted holder is sealed without a digest: what that holder sends gives it, and stands in `digests` then.
+    The initiator's own stages are sealed without a digest: what the initiator sends gives it, and stands in `digests` then.
     """
 
     digests: dict[int, bytes] = field(default_factory=dict)

@@ -4,6 +4,7 @@ complaint 1 --> another holder sends it again          nothing is proven between
 complaint 2 --> through the coordinator, checked       what comes false is its sender's lie
 complaint about that, or about a trusted sender        is its author's lie
 nothing comes                                          sent again; who does not send to the coordinator misses its deadline
+a state for a new holder does not come, or false       the same way, between two steps
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.blame import Blame
-from holdfast.claim import Claim, ClaimKey, Direction
+from holdfast.claim import Claim, ClaimKey, Direction, StageState
 from holdfast.deadline import absent, due
-from holdfast.digest import tensor_digest
+from holdfast.digest import state_digest, tensor_digest
 from holdfast.evidence.notary import DEADLINE
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Message, StateRefused, Supply
+from holdfast.message import Accepted, Complaint, Envelope, Message, StateRefused, StateTransfer, Supply
 from holdfast.stage import COORDINATOR, REFEREE, TRUSTED_PARTIES
 from holdfast.step import Awaited, Policy, StepState
 
@@ -135,6 +136,24 @@ class Deliveries:
         now.carried.add((key, sender))
         now.relayed.setdefault(key, (sender, claim))
         return self.forward_relayed(now, key) if key in now.board.accepted else []
+
+    def pass_on(self, sender: str, state: StageState) -> list[Envelope]:
+        """A sealed state on its way to seats that were sent another one, or none: handed on if it is the right one.
+
+        Raises ProtocolError for a state that no run can have come to.
+        """
+        stage, membership = state.stage, self._membership
+        workers = membership.awaiting(stage, sender)
+        if not workers or state.version != membership.version:
+            return []
+        got, sealed = state_digest(state), membership.digests[stage]
+        if got != sealed:
+            membership.failed(stage, sender)
+            self.substituted(StateRefused(stage, state.version, sender, got, sealed))
+            return []
+        membership.handed |= {(stage, worker) for worker in workers}
+        route = membership.target()
+        return [_to(worker, StateTransfer(state, route.role(stage, worker))) for worker in workers]
 
     def substituted(self, refused: StateRefused) -> None:
         """A trusted party was sent another state than the sealed one, by somebody who holds the stage."""

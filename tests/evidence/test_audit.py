@@ -203,7 +203,7 @@ def collected(desk: Any, *digests: bytes, version: int | None = None) -> Any:
 OWN = tuple(bytes([stage]) * 32 for stage in range(5))
 
 
-def test_a_trusted_party_s_stage_is_sealed_without_a_digest_and_collected_with_one(desk: Any) -> None:
+def test_the_initiator_s_own_stages_are_sealed_without_a_digest_and_collected_with_one(desk: Any) -> None:
     found = collected(sealed(desk, 0, 4), *OWN).close().audit()
     assert (found.status, found.clean) == ("intact", True)
 
@@ -213,19 +213,10 @@ def test_no_untrusted_stage_is_sealed_without_a_digest(desk: Any, stage: int) ->
     assert f"a seal without a digest for stages [{stage}]" in unsound(sealed(desk, 0, stage))
 
 
-def test_a_stage_is_trusted_once_the_initiator_has_taken_it_over(desk: Any) -> None:
+def test_not_even_one_that_the_initiator_has_taken_over(desk: Any) -> None:
+    """A worker that joins may relieve it of that stage, and must know which state is the right one."""
     desk.notary.took_over(3, "w3", "initiator", 0)
-    assert collected(sealed(desk, 0, 3, 4), *OWN).close().audit().clean
-
-
-def test_who_another_worker_takes_over_from_is_not_trusted(desk: Any) -> None:
-    desk.notary.took_over(2, "w2", "w3", 0)
-    assert "a seal without a digest for stages [2]" in unsound(sealed(desk, 0, 2))
-
-
-def test_a_rollback_gives_a_stage_back_to_a_worker(desk: Any) -> None:
-    desk.notary.took_over(3, "w3", "initiator", 0)
-    assert "a seal without a digest for stages [3]" in unsound(sealed(sealed(desk, 3).deploy(version=0), 3))
+    assert "a seal without a digest for stages [3]" in unsound(sealed(desk, 0, 3, 4))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from holdfast.cluster import Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.digest import weights_digest
 from holdfast.engine import MemoryEngine
-from holdfast.event import Event, Ruling, WorkerLost
+from holdfast.event import Event, Reseated, Ruling, WorkerLost
 from holdfast.job import Job, prepare
 from holdfast.message import (
     BeginStep,
@@ -32,7 +32,7 @@ from holdfast.message import (
     Supply,
     TiedGradient,
 )
-from holdfast.stage import ARCHIVE, INITIATOR
+from holdfast.stage import ARCHIVE, INITIATOR, TRUSTED_PARTIES
 
 STEPS = 2
 LIAR = "w1"
@@ -171,3 +171,30 @@ def test_who_does_not_show_its_state_is_not_waited_for(job: Job, clean: str) -> 
     """The other holder has it too, and the archive takes only what was sealed."""
     company = Company(lambda _hostile, _begin: [], lambda message: isinstance(message, SendState) and message.to == ARCHIVE)
     assert train(job, company)[0] == clean
+
+
+class TwoFaced(Hostile):
+    """It sends trusted parties true states and workers false ones, so that nobody can prove anything against it."""
+
+    def receive(self, envelope: Envelope) -> list[Envelope]:
+        return [self.forged(told) for told in super().receive(envelope)]
+
+    def forged(self, told: Envelope) -> Envelope:
+        if not isinstance(told.message, StateTransfer) or told.recipient in (*TRUSTED_PARTIES, ARCHIVE):
+            return told
+        state = told.message.state
+        return replace(told, message=replace(told.message, state=replace(state, updates=state.updates + 1)))
+
+
+class TwoFacedCompany(Company):
+    def play(self, actor: Any) -> Any:
+        return TwoFaced(actor, self.speech) if actor.name == LIAR else actor
+
+
+def test_a_true_state_reaches_its_new_holder_through_the_coordinator_and_nobody_loses_a_seat(clean: str) -> None:
+    """Without shadows nobody else has what the liar holds, and every step others sit on its stage."""
+    job = prepare(resolve(assign({}, [*SETTINGS, "defence.name=spot-check", "defence.redraw_every=1"])))
+    digest, events = train(job, TwoFacedCompany(lambda _hostile, _begin: []))
+    assert digest == clean
+    assert any(isinstance(event, Reseated) and event.primaries[1] != LIAR for event in events), "it kept its stage"
+    assert not [event for event in events if isinstance(event, (Ruling, WorkerLost))]

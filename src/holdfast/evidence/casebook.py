@@ -107,7 +107,7 @@ class CaseBook:
         self._deployments: set[str] = set()
         self._deployment = ""
         self._since = 0
-        self._trusted: set[int] = set()
+        self._own: set[int] = set()
         self._sealed: tuple[bytes, ...] | None = None
 
     @property
@@ -134,10 +134,9 @@ class CaseBook:
                 self._seal(record)
             case Collected():
                 self._collect(record)
-            case TookOver(stage, _, heir):
+            case TookOver(stage):
                 _require(stage in self.opening.route.stages, f"a takeover of stage {stage}, which does not exist")
                 self.takeovers.append(record)
-                self._trusted |= {stage} if heir in self.opening.route.trusted else set()
             case Closing():
                 self._close(seq, previous, record)
             case _:
@@ -164,15 +163,15 @@ class CaseBook:
         _require(deployment not in self._deployments, f"the name {deployment!r} is used for two deployments")
         self._deployments.add(deployment)
         self._deployment, self.version, self._since = deployment, version, version
-        self._trusted = {stage for stage in route.stages if route.is_trusted(stage)}
+        self._own = {stage for stage in (0, len(route.primaries) - 1) if route.primaries and route.is_trusted(stage)}
         self._sealed = None
 
     def _seal(self, record: Sealed) -> None:
         _require(record.version == self.version + 1, f"version {record.version} is sealed after version {self.version}")
         _require(record.step == self.version, f"version {record.version} is sealed in step {record.step}")
         _require(len(record.digests) == len(self.opening.route.primaries), "a seal that does not name every stage")
-        nameless = [stage for stage, digest in enumerate(record.digests) if not digest and stage not in self._trusted]
-        _require(not nameless, f"a seal without a digest for stages {nameless}, which no trusted party holds")
+        nameless = [stage for stage, digest in enumerate(record.digests) if not digest and stage not in self._own]
+        _require(not nameless, f"a seal without a digest for stages {nameless}, which are not the initiator's own")
         self.version, self._sealed = record.version, record.digests
 
     def _collect(self, record: Collected) -> None:

@@ -170,7 +170,9 @@ class Ruled:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Version `version` stands, with these digests of the stages' states (empty for a stage that a trusted party holds)."""
+    """Version `version` stands, with these digests of the stages' states (empty for the first and the last, the
+    initiator's own).
+    """
 
     version: int
     step: int
