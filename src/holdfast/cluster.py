@@ -201,13 +201,10 @@ class Cluster:
         )
 
     def _inspection(self) -> Inspection:
-        """In a simulation the secret follows from the run's seed, so that it repeats; workers are not told."""
+        """Each deployment draws anew, from the secret of the run."""
         config = self._job.config
-        given = config.defence.check_seed
-        secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
-        draws = Sampling(
-            seeds.derive(secret, "deployment", self._deployment.draw), config.defence.check_claims, config.check_steps
-        )
+        seed = seeds.derive(secret_of_draws(config), "deployment", self._deployment.draw)
+        draws = Sampling(seed, config.defence.check_claims, config.check_steps)
         budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
         return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
@@ -279,13 +276,21 @@ def members(config: RunConfig) -> dict[str, Identity]:
     return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
 
 
+def secret_of_draws(config: RunConfig) -> int:
+    """In a simulation it follows from the run's seed, so that it repeats; workers are not told."""
+    given = config.defence.check_seed
+    return seeds.derive(config.training.seed, "spot checks") if given is None else given
+
+
 def register(run: str, config: RunConfig, signer: Identity | None = None) -> Register:
     """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed."""
     keys = {name: identity.public for name, identity in members(config).items()}
     derived_names = tuple(name for name in keys if signer is None or name != COORDINATOR)
     if signer is not None:
         keys[COORDINATOR] = signer.public
-    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names)
+    draws = config.defence.check_claims or config.check_steps or config.defence.redraw_every
+    secret = secret_of_draws(config) if draws else None
+    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names, secret)
 
 
 def open_notary(run: str, config: RunConfig) -> Notary:

@@ -2,8 +2,8 @@
 
 A seat counts only once its worker has shown the sealed digest. Before a step every seat of the route must count; what is
 missing (a new shadow, a holder whose own version was rejected at the seal) is sent by a holder that has it. Where another
-state arrives, or none, nothing is proven between the two: every holder sends it to the coordinator, which checks it and hands it
-on. A worker that goes takes its seats along; a stage whose last holder goes is beyond the fault window.
+state arrives, or none, nothing is proven between the two: every holder sends it to the coordinator, which checks it and hands
+it on. A worker that goes takes its seats along; a stage whose last holder goes is beyond the fault window.
 """
 
 from __future__ import annotations
