@@ -430,11 +430,11 @@ class Coordinator:
             self._timers.append((self._pulse(), self._policy.deadline_s + self._policy.transfer_s * bool(moving)))
 
     def _pulse(self) -> tuple[int, ...]:
-        """Changes whenever the run has moved on."""
+        """Changes whenever the run has moved on; also where a tensor was handed on from here: its receiver has just got it."""
         now = self._now
         if now is None:
             return (self.membership.version, len(self.membership.missing()))
-        return (now.step, now.attempt, len(now.board.accepted), len(now.findings))
+        return (now.step, now.attempt, len(now.board.accepted), len(now.findings), len(now.handed))
 
     # -- small things ------------------------------------------------------------------------------------------------
 

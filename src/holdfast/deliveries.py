@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.blame import Blame
-from holdfast.claim import Claim, ClaimKey, Direction, StageState
+from holdfast.claim import Claim, ClaimKey, Direction, Role, StageState
 from holdfast.deadline import absent, due
 from holdfast.digest import state_digest, tensor_digest
 from holdfast.evidence.notary import DEADLINE
@@ -76,8 +76,13 @@ class Deliveries:
         """Between two workers nothing can be proven: whoever signed `key` sends it to the coordinator, which hands it on."""
         output = now.board.accepted[key]
         signers = tuple(header.worker for header in now.board.headers(key) if header.output == output)
-        sources = tuple(worker for worker in signers if worker != consumer)
+        return self._fetch(now, key, tuple(worker for worker in signers if worker != consumer), consumer)
+
+    def _fetch(self, now: StepState, key: ClaimKey, sources: tuple[str, ...], consumer: str) -> list[Envelope]:
+        if (key, consumer) in now.handed:
+            return []  # it has got it from here, and nobody else owes it anything
         awaited = now.awaited.setdefault(key, Awaited(sources))
+        awaited.sources = sources  # those of before may be lost
         awaited.consumers[consumer] = None
         return [_to(source, Supply(key, (COORDINATOR,))) for source in awaited.sources]
 
@@ -101,6 +106,18 @@ class Deliveries:
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
                     self._blame.alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
+        return envelopes if now.route.jump else envelopes + self._not_shown(now)
+
+    def _not_shown(self, now: StepState) -> list[Envelope]:
+        """Without the jumping connection a shadow has its input from the primary alone: what it may not have been shown."""
+        envelopes = []
+        for key in list(now.board.keys()):
+            said, shadow = now.board.header(key, Role.PRIMARY), now.route.shadows[key.stage]
+            silent = now.board.header(key, Role.SHADOW) is None and key not in now.board.accepted
+            if key.direction is Direction.FORWARD and silent and said is not None and shadow is not None:
+                involved = [worker for worker in (said.worker, shadow) if worker not in now.route.trusted]
+                self._blame.alert(key, "withheld", tuple(involved), DEADLINE)
+                envelopes += self._fetch(now, key, (said.worker,), shadow)
         return envelopes
 
     def overdue(self, now: StepState, worker: str) -> None:
@@ -167,14 +184,26 @@ class Deliveries:
         self._blame.convict(key, (sender,), "state")
 
     def _answered(self, now: StepState, key: ClaimKey, sender: str, claim: Claim) -> list[Envelope]:
-        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie."""
-        got = tensor_digest(claim.tensor)
-        if got == now.board.accepted[key]:
-            return [_to(consumer, claim) for consumer in now.awaited.pop(key).consumers]
+        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie.
+
+        A claim that is not accepted yet was asked for by the word of its author: its header names what it must be and show.
+        """
+        got, wanted = tensor_digest(claim.tensor), now.board.accepted.get(key)
+        if wanted is None:
+            said = now.board.header(key, Role.PRIMARY)
+            if said is None or said.worker != sender:
+                return []  # it has been replaced meanwhile
+            wanted = said.output
+            if got == wanted:
+                got, wanted = b"" if claim.origin is None else tensor_digest(claim.origin), b"".join(said.inputs)
+        if got == wanted:
+            consumers = now.awaited.pop(key).consumers
+            now.handed |= {(key, consumer) for consumer in consumers}
+            return [_to(consumer, claim) for consumer in consumers]
         if (key, sender) not in now.unfounded:
             now.unfounded.add((key, sender))
             self._blame.alert(key, "delivery", (sender,))
-            self._notary.misdelivered(key, sender, got, now.board.accepted[key])
+            self._notary.misdelivered(key, sender, got, wanted)
             self._blame.convict(key, (sender,), "delivery")
         return []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.claim import Role, StageState
+from holdfast.claim import Claim, Role, StageState
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Alert, ClaimReplaced, Reshadowed, Ruling, StepRestarted, TakenOver, WorkerLost
 from holdfast.message import Accepted, Examine, NewRoute, StateAdopted, StateTransfer, Supply
@@ -332,6 +332,25 @@ def test_a_second_false_state_is_not_looked_at(world, monkeypatch):
     assert w.say("w3", false) == []
     monkeypatch.setattr("holdfast.deliveries.state_digest", None)
     assert w.say("w3", false) == []
+
+
+def test_what_is_handed_on_just_before_the_deadline_gives_its_receiver_time(world, monkeypatch):
+    """Or a liar could have its neighbour thrown out by sending late what the coordinator asks it for."""
+    monkeypatch.setattr("holdfast.deliveries.tensor_digest", lambda tensor: tensor)
+    w = world(alone=True).begin()
+    for m in range(2):
+        w.post("w0", f"a0{m}")
+        w.post("w1", f"a1{m}")
+    w.ring()
+    assert {key for _, supply in messages(w.ring(), Supply) for key in [supply.key]} >= {w.key("a10"), w.key("a11")}
+    for m in range(2):
+        header = w.honest("w1", w.key(f"a1{m}"))
+        assert [to for to, _ in messages(w.say("w1", Claim(header, header.output)), Claim)] == ["w2"]
+    w.ring()
+    assert not w.of(WorkerLost)
+    w.ring()
+    w.ring()
+    assert [event.worker for event in w.of(WorkerLost)] == ["w2"], "but not for ever"
 
 
 def test_a_stuck_run_with_nobody_to_blame_is_broken(world):
