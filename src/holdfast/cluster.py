@@ -47,7 +47,7 @@ from holdfast.verify.spotcheck import Sampling
 class Archive:
     """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports.
 
-    A stage of a trusted holder is sealed without a digest: what that holder sends gives it, and stands in `digests` then.
+    The initiator's own stages are sealed without a digest: what the initiator sends gives it, and stands in `digests` then.
     """
 
     digests: dict[int, bytes] = field(default_factory=dict)
@@ -206,13 +206,10 @@ class Cluster:
         )
 
     def _inspection(self) -> Inspection:
-        """In a simulation the secret follows from the run's seed, so that it repeats; workers are not told."""
+        """Each deployment draws anew, from the secret of the run."""
         config = self._job.config
-        given = config.defence.check_seed
-        secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
-        draws = Sampling(
-            seeds.derive(secret, "deployment", self._deployment.draw), config.defence.check_claims, config.check_steps
-        )
+        seed = seeds.derive(secret_of_draws(config), "deployment", self._deployment.draw)
+        draws = Sampling(seed, config.defence.check_claims, config.check_steps)
         budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
         return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
@@ -289,6 +286,12 @@ def members(config: RunConfig, identity: Identity | None = None) -> dict[str, Id
     return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
 
 
+def secret_of_draws(config: RunConfig) -> int:
+    """In a simulation it follows from the run's seed, so that it repeats; workers are not told."""
+    given = config.defence.check_seed
+    return seeds.derive(config.training.seed, "spot checks") if given is None else given
+
+
 def register(run: str, config: RunConfig, signer: Identity | None = None, *, identity: Identity | None = None) -> Register:
     """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed, and
     `identity` all the trusted members, where no key does.
@@ -297,7 +300,9 @@ def register(run: str, config: RunConfig, signer: Identity | None = None, *, ide
     derived_names = () if identity else tuple(name for name in keys if signer is None or name != COORDINATOR)
     if signer is not None:
         keys[COORDINATOR] = signer.public
-    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names)
+    draws = config.defence.check_claims or config.check_steps or config.defence.redraw_every
+    secret = secret_of_draws(config) if draws else None
+    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names, secret)
 
 
 def open_notary(run: str, config: RunConfig, identity: Identity | None = None) -> Notary:

@@ -237,10 +237,11 @@ class Stage:
 
     @property
     def _stays_home(self) -> bool:
-        """Whether nobody reads digests of this gradient and this state: nothing is checked, or the stage is a trusted party's
-        own, has no shadow, and leaves it for a checkpoint only, where its state is hashed.
+        """Whether nobody reads digests of this gradient and this state: nothing is checked, or the stage is one of the two that
+        only the initiator ever holds; it has no shadow, and leaves it for a checkpoint, where its state is hashed.
         """
-        return not self._terms.checked or (self._route is not None and self._route.is_trusted(self.index))
+        own = self.execution.module.first or self.execution.module.last
+        return not self._terms.checked or (own and self._route is not None and self._route.is_trusted(self.index))
 
     # -- across numerics classes -------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ from holdfast.event import (
 )
 from holdfast.evidence.identity import Identity
 from holdfast.evidence.notary import Notary
+from holdfast.evidence.record import FINISHED
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
 from holdfast.likeness import Likeness, likeness_of, read_calibration
@@ -118,7 +119,7 @@ class Trainer:
         try:
             with pinned(self._config.model.device):
                 result = self._run()
-            ended = "stopped" if self._stopping else "finished"
+            ended = "stopped" if self._stopping else FINISHED
             return result
         finally:
             if self._engine is not None:

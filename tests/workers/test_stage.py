@@ -230,6 +230,17 @@ def test_nobody_hashes_the_gradient_and_the_state_of_the_initiator_s_own_stage(t
     assert (update.key, update.inputs, update.output) == (honest.key(f"U{index}"), (), b"")
 
 
+def test_a_middle_stage_that_the_initiator_has_taken_over_is_hashed(toy, honest):
+    """A worker that joins may relieve it of that stage, and must know which state is the right one."""
+    heir = replace(toy.ROUTE, primaries=("w0", "w1", "w0", "w0"), shadows=(None, None, None, None))
+    stage, inbox = take(toy, "w0", 2, route=heir)
+    give(inbox, honest, "a10", "a11", "g30", "g31")
+    work(stage, inbox)
+    assert headers(stage.claim_gradient())[0].output == honest.executions[2].gradient().digest
+    stage.order_update(Update(0, 0, 0.5, 0.1))
+    assert headers(stage.claim_update())[0].output == honest.update(2)
+
+
 def test_the_first_stage_shares_each_sealed_embedding_with_the_head(toy):
     stage, _ = take(toy, "w0", 0)
     (envelope,) = stage.seal(1)

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 
 from holdfast.claim import ClaimKey, Header
 from holdfast.errors import ProtocolError
+from holdfast.evidence.draws import blind, commitment
 from holdfast.evidence.envelope import is_signed
 from holdfast.evidence.log import EvidenceLog
 from holdfast.evidence.record import (
+    FINISHED,
     SCHEMA,
     Account,
     Accusation,
     Closing,
     Collected,
+    Committed,
     Enrolled,
     Equivocated,
     Found,
@@ -29,6 +32,7 @@ from holdfast.evidence.record import (
     Record,
     Refused,
     Resumed,
+    Revealed,
     Rollback,
     Ruled,
     Sealed,
@@ -45,12 +49,16 @@ BOARD, DEADLINE = "board", "deadline"
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Which run this is, whose keys count, and which of them are derived from the seed."""
+    """Which run this is, whose keys count, and which of them are derived from the seed.
+
+    `secret` is what all draws follow from (None: nothing is drawn).
+    """
 
     run: str
     config: bytes
     keys: Mapping[str, bytes]
     derived: tuple[str, ...]
+    secret: int | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +108,8 @@ class Notary:
         kind = Resumed if self._log.seq else Opening
         register = self._register
         self._write(kind(SCHEMA, register.run, deployment, version, dict(self._keys), register.derived, route, register.config))
+        if register.secret is not None:
+            self._write(Committed(commitment(register.run, register.secret, blind(self._log.signer, register.run))))
         self._count = self._log.seq if kind is Resumed else 0  # a resumed run uses no number twice
 
     def sealed(self, version: int, step: int, attempt: int, digests: Mapping[int, bytes]) -> None:
@@ -125,9 +135,15 @@ class Notary:
         self._write(TookOver(stage, lost, heir, step))
 
     def close(self, ended: str) -> None:
-        """The run is over: nothing that comes before this record can be cut off unseen."""
+        """The run is over: nothing that comes before this record can be cut off unseen.
+
+        The secret of the draws is shown if the run has `finished`; another one may go on, with the same secret.
+        """
         if self._log is None:
             return
+        register = self._register
+        if self._deployed and ended == FINISHED and register is not None and register.secret is not None:
+            self._write(Revealed(register.secret, blind(self._log.signer, register.run)))
         if self._deployed:
             self._write(Closing(self._log.seq, self._log.previous, self._version, dict(self.refused), ended))
         self._log.close()

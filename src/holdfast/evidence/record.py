@@ -1,6 +1,7 @@
 """What a line of the evidence log can say: one frozen type a kind, and their one JSON form.
 
     opening  resumed  rollback              whose keys, which deployment, from which version
+    commitment  reveal                      to which secret of the draws, and which it was
     header  equivocation  delivery  stood   what somebody signed, what came, what was accepted
     accusation  finding  ruling             who is suspected, what the referee or the checker computed, who lied
     refusal  complaint                      who did not open what it had signed, who complained without reason
@@ -29,7 +30,11 @@ from holdfast.route import Route
 
 SCHEMA = 2
 READABLE = (1, 2)
-"""Schema 1 knew no collections: there every seal names every stage."""
+"""Schema 1 knew neither collections (there every seal names every stage) nor commitments."""
+
+
+FINISHED = "finished"
+"""How a run has ended that has come to its last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,21 @@ class Rollback:
     deployment: str
     version: int
     route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is computed again, and who sits where, follows from a secret with this `commitment` (`holdfast.evidence.draws`)."""
+
+    commitment: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """The run is over: what opens the last commitment."""
+
+    secret: int
+    blind: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +190,9 @@ class Ruled:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Version `version` stands, with these digests of the stages' states (empty for a stage that a trusted party holds)."""
+    """Version `version` stands, with these digests of the stages' states (empty for the first and the last, the
+    initiator's own).
+    """
 
     version: int
     step: int
@@ -217,6 +239,8 @@ Record = (
     Opening
     | Resumed
     | Rollback
+    | Committed
+    | Revealed
     | Account
     | Accusation
     | Found
@@ -237,6 +261,8 @@ KINDS: dict[str, type[Any]] = {
     "opening": Opening,
     "resumed": Resumed,
     "rollback": Rollback,
+    "commitment": Committed,
+    "reveal": Revealed,
     "header": Account,
     "accusation": Accusation,
     "finding": Found,
