@@ -125,8 +125,8 @@ def test_distances_of_gradients(hammer: Any) -> None:
             whole = (torch.cat([each.double().flatten() for each in several]) for several in (off.values(), mine.values()))
             error, size = (exact(tensor) for tensor in whole)
             assert error is not None
-            assert size is not None
-            assert sum(x**2 for x in error) <= Fraction(CAP * 1.0001) ** 2 * sum(x**2 for x in size) + LEAST
+            assert size is not None or sum(x**2 for x in error) <= LEAST
+            assert size is None or sum(x**2 for x in error) <= Fraction(CAP * 1.0001) ** 2 * sum(x**2 for x in size) + LEAST
         return str(found)
 
     several = st.lists(tensors, max_size=3)
