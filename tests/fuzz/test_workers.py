@@ -193,6 +193,8 @@ class Seated:
         ruled = [lambda c=c: self.say("coordinator", Accepted(c.header.key, c.header.output)) for c in claims]
         between = given + ruled
         self.draw.shuffle(between)
+        if self.unlike:  # what a liar sent in an honest holder's place comes again, through the coordinator
+            between += [lambda c=c: self.say("coordinator", c) for c in claims]
         begin: list[Callable[[], None]] = [lambda: self.say("coordinator", BeginStep(0, 0, 0, toy.ROUTE, digests))]
         return [*seats, *begin, *between]
 
