@@ -60,6 +60,9 @@ class Hammer:
             words.update([told] if isinstance(told, str) else told)
 
         once()
+        assert not self.full or calls * inputs >= FULL, (
+            f"only {calls * inputs} inputs were made; they are too large, or too few"
+        )
         told = ", ".join(f"{count} {word}" for word, count in words.most_common())
         name = self.node.nodeid.rpartition("/")[2].replace("[full]", "").replace("[full-", "[")
         line = f"{calls * inputs:>7} inputs {time.perf_counter() - began:>6.0f} s  {name}  {told}"
