@@ -158,3 +158,17 @@ def neighbour(suite: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def suite() -> Callable[[str], ModuleType]:
     return neighbour
+
+
+SMALL = {"model": "gpt2:layers=4,width=8,heads=2", "stages": 4, "seq_length": 4, "vocabulary": 300, "micro_batches": 2}
+SMALL |= {"data": {"name": "synthetic", "validation_tokens": 16}, "micro_batch_size": 1, "steps": 2}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run with liars in it."""
+    from holdfast import Experiment
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    Experiment(**SMALL, attack="sign-flip,rate=0.9", out=str(out)).run()
+    return out
