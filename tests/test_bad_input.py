@@ -127,7 +127,6 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown defence": (("--defence", "hope"), r"defence\.name: .*got 'hope'"),
     "unknown reporter": (("--report-to", "stdout"), r"output\.report_to.*tensorboard"),
     "engine of a later version": (("--engine", "ray"), r"engine 'ray' .*not in this version.*use memory"),
-    "processes of a later version": (("--engine", "processes"), r"engine 'processes' .*not in this version.*use memory"),
     "spot checks that check nothing": (("--defence", "spot-check", "--check-steps", "0"), r"would check nothing; raise one"),
     "a chance above one": (("--defence", "statistics", "--check-steps", "1.5"), r"defence.check_steps: .*got 1.5"),
     "spot checks without a defence": (("--defence", "none", "--check-steps", "0.5"), r"use --defence spot-check"),

@@ -3,6 +3,7 @@
     .tmp-NAME-PID/   write files, manifest.json last; fsync all   --rename-->   NAME/
 
 A kill at any point leaves either no NAME or all of it, and perhaps a `.tmp-` directory for `clear_leftovers`.
+A single file is replaced in the same way by `write_file`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,13 +49,31 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         _settle(_aside(target), target)
 
 
+def write_file(target: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file: a kill leaves the old one or the new one. Only its owner may read it by default. Raises OSError."""
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+            os.chmod(partial, mode)  # the umask may have taken more away
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, target)
+        _sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def clear_leftovers(parent: Path) -> None:
     """Remove what killed writes left in `parent`; nothing else may be writing there."""
     for path in sorted(parent.iterdir()):
         if path.name.startswith(_ASIDE):
             _settle(path, parent / path.name.removeprefix(_ASIDE))
         elif _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def remove_directory(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A cluster in one process: the initiator, the other workers, the coordinator and the referee, joined by a launcher.
+"""A cluster: the initiator, the other workers, the coordinator and the referee, brought together by an engine.
 
 Built once for a run, and again after a rollback, without the workers that were lost. States enter as messages, like
 everything else.
@@ -11,49 +11,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from holdfast import seeds
+from holdfast.blueprint import Builder, Sign, blueprint_of
 from holdfast.checker import Checker
 from holdfast.claim import Role, StageState
 from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
+from holdfast.engine import Engine, Ensemble, Launcher, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity, derived, load_or_make
 from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.notary import Notary, Register
-from holdfast.execution import StageExecution, StepShape
-from holdfast.inbox import Boundary
 from holdfast.inspector import Rewind
 from holdfast.job import Job
-from holdfast.launch import Deadlock, Hooks, InProcess, Timing
+from holdfast.launch import Deadlock, Hooks
 from holdfast.likeness import Likeness
 from holdfast.membership import Membership
-from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
+from holdfast.message import Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
-from holdfast.optimizer import AdamW, Clipping, clipping, learning_rate
-from holdfast.partition import StageModule
+from holdfast.optimizer import Clipping, clipping, learning_rate
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
-from holdfast.schedule import SCHEDULES, Action, in_flight_limit
-from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, Terms, unsigned
+from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE, unsigned
 from holdfast.step import Inspection, Policy
-from holdfast.transport import Cluster as Described
-from holdfast.transport import Link, MemoryTransport
 from holdfast.verify.spotcheck import Sampling
-from holdfast.worker import Hardware, Worker
-
-INITIATOR = "initiator"
-
-
-class Company(Protocol):
-    """Who plays the untrusted workers: adversaries and faults enter a run only here, as wrappers from outside."""
-
-    def play(self, actor: Actor) -> Actor: ...
 
 
 @dataclass
@@ -94,11 +81,6 @@ class Archive:
         raise AssertionError("the archive computes nothing")
 
 
-def names_of_workers(stages: int) -> tuple[str, ...]:
-    """Who is primary of each stage at the start: the initiator of the first and the last, `w1`, `w2`, ... between."""
-    return (INITIATOR, *(f"w{i}" for i in range(1, stages - 1)), INITIATOR)
-
-
 def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
     """The primaries without the lost workers: a stage goes to the next worker along the pipeline.
 
@@ -125,21 +107,19 @@ class Deployment:
 
 
 class Cluster:
-    """See the module. `observe` gets every event with its virtual time; `company` plays the untrusted workers."""
+    """See the module. `observe` gets every event with the time of the engine's clock (None: all members in this process)."""
+
+    launcher: Launcher
 
     def __init__(
-        self,
-        deployment: Deployment,
-        job: Job,
-        observe: Callable[[Event, float], None],
-        company: Company | None = None,
+        self, deployment: Deployment, job: Job, observe: Callable[[Event, float], None], engine: Engine | None = None
     ) -> None:
         self._job = job
         self._identities = members(job.config) if self._checked else {}
         self._notary = deployment.notary or Notary(register(deployment.name, job.config) if self._checked else None)
         self._deployment = deployment
         self._run = deployment.name
-        self._company = company
+        self._engine = engine or MemoryEngine(job.config)
         self._batch = lru_cache(maxsize=2)(job.batches.batch)
         self._observe = observe
         self.archive = Archive()
@@ -155,17 +135,30 @@ class Cluster:
         self._notary.deployed(self._run, version, route)
         self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
         costs, likeness = self._job.plan.costs, self._deployment.likeness
-        trusted = partial(self._execution, INITIATOR)
+        blueprint = blueprint_of(self._job, self._run, arithmetics(config), likeness)
+        builder = Builder.of(self._job, blueprint, likeness)
+        trusted = partial(builder.execution, INITIATOR)
         referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
-        workers = [self._worker(name) for name in dict.fromkeys(route.primaries)]
-        self.launcher = self._launcher([*workers, self.coordinator, referee, checker, self.archive])
+        initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
+        workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
+        ensemble = Ensemble([initiator, self.coordinator, referee, checker, self.archive], workers, builder, self._sign)
+        hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
+        self.launcher = self._engine.deploy(ensemble, hooks)
         target = membership.target()
         self.launcher.inject(
             Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
             for i in target.stages
             for holder in target.holders(i)
         )
+
+    def _sign(self, name: str) -> Sign:
+        return partial(sign_header, identity=self._identities[name]) if self._checked else unsigned
+
+    @property
+    def transport(self) -> Any:
+        """What carries the messages of an engine in memory, to look at them."""
+        return self.launcher.transport  # type: ignore[attr-defined]
 
     @property
     def _checked(self) -> bool:
@@ -179,41 +172,6 @@ class Cluster:
         primaries = seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
-
-    def _worker(self, name: str) -> Actor:
-        mine = name == INITIATOR
-        hardware = Hardware(self._job.plan.costs, devices=2 if mine else 1)
-        batch = self._batch if mine else None
-        worker = Worker(name, partial(self._execution, name), self._terms(name), self._boundary(), hardware, batch)
-        return worker if mine or self._company is None else self._company.play(worker)
-
-    def _execution(self, worker: str, stage: int) -> StageExecution:
-        config = self._job.config
-        module = StageModule(self._job.source.config, self._job.plan, stage, dtype=self._job.dtype, device=config.model.device)
-        module.train(config.model.dropout > 0)
-        seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
-        shape = StepShape(config.pipeline.micro_batches, seed, compared=self._shadowed or not self._checked)
-        arithmetic = resolve_arithmetic(arithmetics(config).get(worker, "native"))
-        return StageExecution(module, AdamW(config.optimizer), shape, arithmetic)
-
-    def _terms(self, name: str) -> Terms:
-        pipeline = self._job.config.pipeline
-        return Terms(
-            self._run,
-            self._checked,
-            partial(actions, self._job.config),
-            lambda i: in_flight_limit(pipeline.schedule, pipeline.stages, i, pipeline.micro_batches, self._shadowed),
-            backward_waits=pipeline.schedule == "gpipe",
-            sign=partial(sign_header, identity=self._identities[name]) if self._checked else unsigned,
-            window=self._job.config.window,
-            watched=self._job.config.defence_name == "statistics",
-            likeness=self._deployment.likeness,
-        )
-
-    def _boundary(self) -> Boundary:
-        config = self._job.config
-        shape = config.pipeline.micro_batch_size, config.data.sequence_length, self._job.plan.width
-        return Boundary(shape, self._job.dtype, 4 * config.pipeline.stages * config.pipeline.micro_batches)
 
     def _policy(self) -> Policy:
         config = self._job.config
@@ -257,19 +215,6 @@ class Cluster:
         by_name = {name: norm for i in norms for name, norm in zip(plan.trainable_of(i), norms[i], strict=True)}
         ordered = [by_name[name] for name in plan.model_order if name in by_name]
         return clipping(ordered, self._job.config.optimizer.clip_norm, self._job.dtype)
-
-    def _launcher(self, actors: list[Actor]) -> InProcess:
-        config = self._job.config.cluster
-        link = Link(config.latency_s, config.bandwidth_bytes_per_s)
-        described = Described(link, jitter_s=config.jitter_s, loss=config.loss, seed=config.seed)
-        self.transport = MemoryTransport(described, wire_check=config.wire_check)
-        speeds = config.speeds or (1.0,) * self._job.config.pipeline.stages
-        names = names_of_workers(len(speeds))
-        by_device = {(name, 0): speed for name, speed in zip(names, speeds, strict=True)}
-        by_device |= {(INITIATOR, 0): speeds[0], (INITIATOR, 1): speeds[-1]}
-        timing = Timing(config.seconds_per_forward, by_device, config.detection_s)
-        hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: ())
-        return InProcess(actors, self.transport, timing, hooks)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -349,10 +294,3 @@ def arithmetics(config: RunConfig) -> dict[str, str]:
     given = config.cluster.numerics or ("native",) * stages
     named = {name: resolve_arithmetic(way).name for name, way in zip(names_of_workers(stages), given, strict=True)}
     return {**named, REFEREE: named[INITIATOR], CHECKER: named[INITIATOR]}
-
-
-def actions(config: RunConfig, stage: int) -> list[Action]:
-    """The order of work at `stage`, the last stage's included for the shadow of the one before it."""
-    pipeline = config.pipeline
-    at = min(stage, pipeline.stages - 1)
-    return list(SCHEDULES[pipeline.schedule](pipeline.stages, at, pipeline.micro_batches))

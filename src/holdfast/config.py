@@ -139,6 +139,13 @@ class ClusterConfig(Section):
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
 
 
+class MachinesConfig(Section):
+    """Workers that live in other processes, on this machine or others; times are those of the clock on the wall."""
+
+    silence_s: float = Field(6.0, gt=2.0, description="without a word from a machine, until it counts as lost")
+    restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
+
+
 class OutputConfig(Section):
     """`key` is the file of the key that signs the evidence log, made if missing; without one it follows from the seed."""
 
@@ -160,6 +167,7 @@ class RunConfig(Section):
     defence: DefenceConfig = DefenceConfig()
     attack: tuple[AttackConfig, ...] = ()
     cluster: ClusterConfig = ClusterConfig()
+    machines: MachinesConfig = MachinesConfig()
     output: OutputConfig = OutputConfig()
     faults: tuple[str, ...] = ()
 

@@ -22,6 +22,7 @@ from holdfast.errors import FaultWindowExceeded
 from holdfast.event import (
     Banned,
     Event,
+    Joined,
     Reseated,
     Reshadowed,
     StagesSkipped,
@@ -32,7 +33,7 @@ from holdfast.event import (
 )
 from holdfast.evidence.notary import Notary
 from holdfast.inspector import Inspector
-from holdfast.membership import Membership
+from holdfast.membership import Membership, relieve
 from holdfast.message import (
     BeginStep,
     Complaint,
@@ -92,6 +93,7 @@ class Coordinator:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
         self._exclude_banned()
+        self._settle_in(step)
         self._redraw(step)
         return self._prepare()
 
@@ -247,8 +249,20 @@ class Coordinator:
 
     # -- loss of workers ---------------------------------------------------------------------------------------------
 
+    def worker_joined(self, worker: str) -> list[Envelope]:
+        """A worker without a seat is there, new or back again: before the next step it relieves who carries too many."""
+        membership = self.membership
+        if worker in membership.spares or worker in membership.route.workers or worker in membership.banned:
+            return []
+        membership.spares.append(worker)
+        self._events.append(Joined(worker, self._step_number))
+        return []
+
     def worker_lost(self, worker: str, reason: str) -> list[Envelope]:
         """A worker is dead or has missed its deadline: its shadow's worker takes over, inside the step."""
+        if worker in self.membership.spares:
+            self.membership.spares.remove(worker)
+            self._events.append(WorkerLost(worker, self._step_number, reason))
         if worker not in self.membership.route.workers or self.broken:
             return []
         self._events.append(WorkerLost(worker, self._step_number, reason))
@@ -303,7 +317,16 @@ class Coordinator:
             lies = counted[worker]
             if lies >= self._policy.ban_after and self.membership.without(worker) is not None:
                 self._events.append(Banned(worker, lies, self._step_number))
+                self.membership.banned.add(worker)
                 self._take_over(worker)
+
+    def _settle_in(self, step: int) -> None:
+        """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
+        membership = self.membership
+        primaries = relieve(membership.route, membership.spares)
+        if primaries != membership.route.primaries and membership.is_settled:
+            membership.settle_in(primaries)
+            self._events.append(Reseated(step, primaries))
 
     def _redraw(self, step: int) -> None:
         """Every so many steps other workers sit on the untrusted stages, so that nobody stays beside an accomplice."""

@@ -132,6 +132,14 @@ class Reshadowed:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is there that was not, or is back: it gets a seat before the next step, if there is one to give."""
+
+    worker: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Banned:
     worker: str
     lies: int
@@ -180,6 +188,7 @@ Event = (
     | WorkerLost
     | TakenOver
     | Reshadowed
+    | Joined
     | Banned
     | RolledBack
     | Evaluated

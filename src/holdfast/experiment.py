@@ -5,13 +5,15 @@ Experiment(stages=6, steps=60, attack="sign-flip,rate=0.7", on_alert="replace").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
 from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
+from holdfast.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.event import Event
 from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
@@ -59,6 +61,7 @@ class Experiment:
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
+            open_engine=_engine(self.config, troupe, objects, self._out),
         )
 
     def run(self) -> RunResult:
@@ -79,6 +82,25 @@ class Experiment:
     def stop(self) -> None:
         """Finish the step that is running, write a checkpoint, and let `run` return."""
         self._trainer.stop()
+
+
+def _engine(
+    config: RunConfig, troupe: Troupe | None, objects: Mapping[int, Misconduct], out: Path | None
+) -> Callable[[], Engine] | None:
+    """What opens the engine that the config asks for; None for the one in memory."""
+    if config.pipeline.engine == "memory":
+        return None
+    if objects:
+        raise ConfigError(
+            f"an attack that is an object lives in this process, and the engine {config.pipeline.engine!r} has others; "
+            "give its class as file.py:Class, or use the engine memory"
+        )
+    from holdfast.crew import Staging, processes
+
+    logs = None if out is None else out / "workers"
+    if troupe is None:
+        return partial(processes, Staging(config, logs=logs))
+    return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
 
 
 class _Recorder:

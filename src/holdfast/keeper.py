@@ -14,7 +14,6 @@ from torch import Tensor
 from holdfast.atomic import MANIFEST, clear_leftovers, new_directory
 from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_checkpoint, version_of, write_checkpoint
 from holdfast.claim import StageState
-from holdfast.cluster import INITIATOR
 from holdfast.config import RunConfig, to_toml
 from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
@@ -26,6 +25,7 @@ from holdfast.partition import is_adapter, save_adapter, save_model
 from holdfast.partition.source import LocalFiles
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
+from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
 

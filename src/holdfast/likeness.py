@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.claim import Direction
+from holdfast.config import OptimizerConfig
 from holdfast.errors import ConfigError
 from holdfast.numerics import numerics_class, resolve_arithmetic
 from holdfast.route import Route
@@ -21,6 +22,8 @@ from holdfast.verify.resync import Budget, Formula
 from holdfast.verify.tolerance import Bound
 
 if TYPE_CHECKING:
+    import torch
+
     from holdfast.job import Job
 
 
@@ -29,13 +32,14 @@ class Likeness:
     """`classes` by member, the referee's and the checker's too; `bound(stage, direction, one, other)` of two classes.
 
     `formula(rate)` is the optimizer step at a learning rate; `budgets(stage, one, other)` limits the sum of all that one shadow
-    takes over from its primary.
+    takes over from its primary; `calibration` is the table behind them, as its file.
     """
 
     classes: Mapping[str, str]
     bounds: Callable[[int, Direction, str, str], Bound]
     formula: Callable[[float], Formula]
     budgets: Callable[[int, str, str], float]
+    calibration: str = ""
 
     def unlike(self, one: str | None, other: str | None) -> bool:
         """Whether two members compute with other bytes; nobody is unlike nobody."""
@@ -62,33 +66,44 @@ def likeness_of(job: Job, arithmetics: Mapping[str, str], calibration: Calibrati
     Without a `calibration` the bounds are measured here and now. Raises ConfigError for a pair that cannot be, or was not.
     """
     from holdfast.calibrate import calibrate_job
-    from holdfast.implied import implied_by
 
     ways = [resolve_arithmetic(name) for name in dict.fromkeys(arithmetics.values())]
     if len(ways) < 2:
         return None
     by_name = {way.name: str(numerics_class(way, job.dtype, job.config.model.device)) for way in ways}
     table = calibrate_job(job, ways) if calibration is None else calibration
-    dtype = str(job.dtype).removeprefix("torch.")
     steps = job.config.training.steps
+    classes = {member: by_name[resolve_arithmetic(way).name] for member, way in arithmetics.items()}
+    found = likeness_from(table, classes, job.config.optimizer, Extent(job.dtype, steps, job.config.defence.drift_factor))
+    for stage in range(1, job.plan.stages - 1):  # whoever sits where later: what was never measured is refused now
+        for one, other in itertools.combinations(by_name.values(), 2):
+            for direction in Direction:
+                found.bounds(stage, direction, one, other)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What limits the drift of a run: its dtype, its steps, and how many times the honest drift a shadow may take over."""
+
+    dtype: torch.dtype
+    steps: int
+    drift_factor: float
+
+
+def likeness_from(table: Calibration, classes: Mapping[str, str], optimizer: OptimizerConfig, extent: Extent) -> Likeness:
+    """The likeness of members in these `classes`, whose bounds are those of `table`."""
+    from holdfast.implied import implied_by
+
+    dtype = str(extent.dtype).removeprefix("torch.")
 
     def bounds(stage: int, direction: Direction, one: str, other: str) -> Bound:
         return table.bound_for(stage, dtype, one, other, direction)
 
     def budgets(stage: int, one: str, other: str) -> float:
-        return table.budget_for(stage, dtype, one, other, steps, job.config.defence.drift_factor)
+        return table.budget_for(stage, dtype, one, other, extent.steps, extent.drift_factor)
 
-    found = Likeness(
-        {member: by_name[resolve_arithmetic(way).name] for member, way in arithmetics.items()},
-        bounds,
-        lambda rate: implied_by(job.config.optimizer, rate),
-        budgets,
-    )
-    for stage in range(1, job.plan.stages - 1):  # whoever sits where later: what was never measured is refused now
-        for one, other in itertools.combinations(by_name.values(), 2):
-            for direction in Direction:
-                bounds(stage, direction, one, other)
-    return found
+    return Likeness(dict(classes), bounds, lambda rate: implied_by(optimizer, rate), budgets, table.to_toml())
 
 
 def read_calibration(path: Path) -> Calibration:

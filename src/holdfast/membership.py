@@ -8,11 +8,30 @@ goes takes its seats along; a stage whose last holder goes is beyond the fault w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from holdfast.message import SendState, StateAdopted
 from holdfast.route import Route, reshadowed, without
+
+
+def relieve(route: Route, spares: Sequence[str]) -> tuple[str, ...]:
+    """The primaries when each of the `spares` takes a stage from who carries too many: the trusted first, then the most laden.
+
+    >>> route = Route(0, ("i", "w2", "w2", "i", "i"), (None,) * 5, ("i",))
+    >>> relieve(route, ["w9", "w1"])
+    ('i', 'w1', 'w2', 'w9', 'i')
+    """
+    primaries = list(route.primaries)
+    middle = range(1, len(primaries) - 1)
+    for spare in spares:
+        carried = Counter(primaries[i] for i in middle)
+        laden = [i for i in middle if primaries[i] in route.trusted or carried[primaries[i]] > 1]
+        if not laden:
+            break
+        most = max(laden, key=lambda i: (primaries[i] in route.trusted, carried[primaries[i]], -i))
+        primaries[most] = spare
+    return tuple(primaries)
 
 
 class Membership:
@@ -29,6 +48,8 @@ class Membership:
         self.lies: Counter[str] = Counter()
         self.false_complaints: Counter[str] = Counter()
         self.quarantined: set[str] = set()
+        self.banned: set[str] = set()
+        self.spares: list[str] = []
         self._shadowed = shadowed
         self._before: Route | None = None
         self._holding: set[tuple[int, str]] = set()
@@ -55,6 +76,11 @@ class Membership:
         """One more version stands; stages without a new digest were frozen and keep theirs."""
         self.version += 1
         self.digests.update(digests)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no new seating is under way."""
+        return self._before is None
 
     @property
     def seated(self) -> Route:
@@ -111,6 +137,11 @@ class Membership:
         self._before = self._before or self.route
         self.route = replace(self.route, epoch=self.route.epoch + 1, primaries=primaries, shadows=shadows)
         self._asked.clear()
+
+    def settle_in(self, primaries: tuple[str, ...]) -> None:
+        """Spares have taken seats: `primaries` stand from the next step on, once all of them have shown the sealed states."""
+        self.spares = [worker for worker in self.spares if worker not in primaries]
+        self.reseat(primaries)
 
     def vouch(self, stage: int, trusted: str) -> None:
         """`trusted` (the referee) will have the next sealed state of `stage`, for this one step boundary."""

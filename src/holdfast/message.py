@@ -4,6 +4,7 @@
     worker --> coordinator     Header  Complaint  StateAdopted  Loss  Flag
     worker --> worker          Claim  StateTransfer  Offer  TiedGradient  TiedWeight
     coordinator <--> referee   Examine  Finding  Lacking           (and the checker, who examines sealed steps)
+    coordinator <--> station   Peers  Deploy  TallyUp  Dismiss;  Present  Deployed  Tally   (the process that a worker lives in)
 
 Nothing else is shared. A message is a frozen dataclass of plain values, digests and tensors; the wire knows these types
 and no others.
@@ -236,6 +237,66 @@ class Finding:
     apart: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The machine of a worker is there: where it can be dialled (None: nowhere), and what it can do.
+
+    `speed` is in forward passes of the calibration model a second, 0 where it was not measured.
+    """
+
+    address: str | None
+    device: str
+    numerics: str
+    memory_bytes: int = 0
+    speed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The machines of the run: process, the members that it speaks for, and where it can be dialled."""
+
+    processes: tuple[tuple[str, tuple[str, ...], str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """Forget what was before and build the worker of `blueprint`; from now on only messages of `generation` count."""
+
+    generation: int
+    blueprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The worker of `generation` stands; or why it does not (`refusal`)."""
+
+    generation: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TallyUp:
+    """Say what you have used so far."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a worker says that it has used since it was deployed: seconds of computing by kind, bytes sent by its machine."""
+
+    number: int
+    seconds: tuple[tuple[str, float], ...]
+    bytes_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """The run needs this machine no more."""
+
+    reason: str
+
+
 Message = (
     BeginStep
     | NewRoute
@@ -256,6 +317,13 @@ Message = (
     | Finding
     | Lacking
     | Flag
+    | Present
+    | Peers
+    | Deploy
+    | Deployed
+    | TallyUp
+    | Tally
+    | Dismiss
     | Header
     | Claim
 )

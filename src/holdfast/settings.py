@@ -18,12 +18,24 @@ from holdfast.errors import ConfigError
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
 
-SECTIONS = ("model", "data", "pipeline", "optimizer", "training", "defence", "attack", "cluster", "output", "faults")
+SECTIONS = (
+    "model",
+    "data",
+    "pipeline",
+    "optimizer",
+    "training",
+    "defence",
+    "attack",
+    "cluster",
+    "machines",
+    "output",
+    "faults",
+)
 CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches", "worker")
 """The parameters after an attack's name that belong to its campaign, not to the attack."""
 
 NOT_IN_THIS_VERSION = {
-    "engine": {"processes": "one process a worker", "ray": "a Ray cluster"},
+    "engine": {"ray": "a Ray cluster"},
 }
 
 
@@ -61,7 +73,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("micro_batches", "pipeline.micro_batches", int, "micro-batches M in a step", "Pipeline"),
     Setting("micro_batch_size", "pipeline.micro_batch_size", int, "sequences B in a micro-batch", "Pipeline"),
     Setting("schedule", "pipeline.schedule", str, "gpipe or 1f1b", "Pipeline"),
-    Setting("engine", "pipeline.engine", str, "memory (processes and ray: later versions)", "Pipeline"),
+    Setting("engine", "pipeline.engine", str, "memory, or processes: one a worker", "Pipeline"),
     Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
     Setting("steps", "training.steps", int, "optimizer steps", "Training"),
     Setting("learning_rate", "optimizer.learning_rate", float, "peak learning rate", "Training"),

@@ -27,6 +27,7 @@ from holdfast.verify.chain import parents
 from holdfast.verify.resync import Budget, Candidate, compare_updates, judge_update
 from holdfast.verify.tolerance import Agreement
 
+INITIATOR = "initiator"
 COORDINATOR = "coordinator"
 REFEREE = "referee"
 CHECKER = "checker"

@@ -15,17 +15,30 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from holdfast.cluster import Cluster, Company, Deployment, arithmetics, names_of_workers, open_notary
+from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
+from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
-from holdfast.event import Banned, CheckpointWritten, Evaluated, Event, Resumed, RolledBack, RunFinished, RunStarted, WorkerLost
+from holdfast.event import (
+    Banned,
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    Joined,
+    Resumed,
+    RolledBack,
+    RunFinished,
+    RunStarted,
+    WorkerLost,
+)
 from holdfast.evidence.notary import Notary
 from holdfast.job import Job, check_fits, environment, prepare
 from holdfast.keeper import Keeper, States
@@ -54,6 +67,7 @@ class Trainer:
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
     before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
+    `open_engine` opens what carries the run (None: in memory, with the cast); it is closed at the end.
     """
 
     def __init__(
@@ -65,12 +79,15 @@ class Trainer:
         resume: Path | None = None,
         job: Job | None = None,
         deployed: Callable[[Cluster], None] = lambda _cluster: None,
+        open_engine: Callable[[], Engine] | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
         self._counts = Counts()
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
+        self._open_engine = open_engine or partial(MemoryEngine, config, cast)
+        self._engine: Engine | None = None
         self._resume = resume
         self._job = job
         self._deployed = deployed
@@ -100,6 +117,8 @@ class Trainer:
             ended = "stopped" if self._stopping else "finished"
             return result
         finally:
+            if self._engine is not None:
+                self._engine.close()
             self._notary.close(ended)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -109,6 +128,7 @@ class Trainer:
         job = self._job if self._job is not None else prepare_tested(self._config)
         check_fits(job)
         self._likeness = _likeness(job)
+        self._engine = self._open_engine()
         keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
@@ -188,7 +208,7 @@ class Trainer:
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
         cluster = Cluster(
-            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._cast
+            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._engine
         )
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
@@ -242,6 +262,8 @@ class Trainer:
         """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
         if isinstance(event, (WorkerLost, Banned)):
             self._lost.add(event.worker)
+        if isinstance(event, Joined):
+            self._lost.discard(event.worker)
         self._meter.latest_s = max(self._meter.latest_s, seconds)
         at = self._before.virtual_s + self._meter.virtual_s + self._meter.latest_s
         for observer in self._observers:
@@ -295,7 +317,7 @@ def _united(states: States) -> dict[str, torch.Tensor]:
 
 def _usage(cluster: Cluster) -> tuple[float, int, Mapping[str, float]]:
     launcher = cluster.launcher
-    return launcher.now, cluster.transport.traffic.bytes_sent, launcher.seconds_by_kind
+    return launcher.now, launcher.bytes_sent, launcher.seconds_by_kind
 
 
 def _published(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

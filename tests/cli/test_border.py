@@ -27,7 +27,20 @@ def test_python_m_is_the_same_command() -> None:
 def test_help_names_every_command_of_the_contract(holdfast) -> None:
     outcome = holdfast("--help")
     assert outcome.code == 0
-    for command in ("demo", "train", "eval", "models", "doctor", "export", "report", "new", "--install-completion"):
+    for command in (
+        "demo",
+        "train",
+        "eval",
+        "models",
+        "doctor",
+        "export",
+        "report",
+        "new",
+        "invite",
+        "nodes",
+        "status",
+        "--install-completion",
+    ):
         assert command in outcome.out
 
 

@@ -75,7 +75,7 @@ def test_a_misspelt_setting_is_told_its_neighbour() -> None:
         merge({}, {"on_alerts": "skip"})
 
 
-@pytest.mark.parametrize("given", [{"engine": "ray"}, {"engine": "processes"}])
+@pytest.mark.parametrize("given", [{"engine": "ray"}])
 def test_what_later_versions_will_have_is_refused_by_name(given) -> None:
     with pytest.raises(ConfigError, match="not in this version"):
         check_available(resolve(merge({}, given)))

@@ -1,11 +1,15 @@
 """The contract of a transport over every implementation, and over broken ones, which it must catch."""
 
+import time
+
 import pytest
 import torch
 
 from holdfast.message import Envelope, Seal
 from holdfast.testing import check_transport
-from holdfast.transport import Cluster, Link, MemoryTransport
+from holdfast.testing.certificates import Authority
+from holdfast.transport import Cluster, Endpoint, Link, MemoryTransport, Traffic, Transport
+from holdfast.transport.grpc import GrpcTransport
 from holdfast.transport.wire import WITH_TENSORS
 
 CLUSTERS = {
@@ -21,6 +25,50 @@ CLUSTERS = {
 @pytest.mark.parametrize("cluster", CLUSTERS.values(), ids=CLUSTERS)
 def test_memory(cluster, wire_check):
     check_transport(lambda _names: MemoryTransport(cluster, wire_check=wire_check))
+
+
+AUTHORITY = Authority()
+CREDENTIALS = {name: AUTHORITY.issue(name) for name in ("coordinator", "w0", "w1")}
+
+
+class Ends(Transport):
+    """One process a name on 127.0.0.1, each with its own end of the wire; with `relay` workers cannot be dialled."""
+
+    def __init__(self, names, relay=None):
+        listen = {name: "127.0.0.1:0" if relay in (None, name) else None for name in names}
+        self.ends = {
+            name: GrpcTransport(Endpoint(name, (name,)), CREDENTIALS[name], run="r", listen=listen[name], relay=relay)
+            for name in names
+        }
+        for end in self.ends.values():
+            end.know([other.me for other in self.ends.values()])
+
+    @property
+    def traffic(self):
+        return Traffic({name: count for end in self.ends.values() for name, count in end.traffic.by_sender.items()})
+
+    def send(self, envelope):
+        self.ends[envelope.sender].send(envelope)
+
+    def receive(self, timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for end in self.ends.values():
+                envelope = end.receive(0.0)
+                if envelope is not None:
+                    return envelope
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.001)
+
+    def close(self):
+        for end in self.ends.values():
+            end.close()
+
+
+@pytest.mark.parametrize("relay", [None, "coordinator"], ids=["direct", "relayed"])
+def test_grpc(relay):
+    check_transport(lambda names: Ends(names, relay))
 
 
 class Duplicating(MemoryTransport):

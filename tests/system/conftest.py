@@ -22,6 +22,7 @@ from holdfast.claim import Claim, ClaimKey, Direction, Header, StageState
 from holdfast.cluster import Cluster, Deployment
 from holdfast.config import RunConfig, resolve
 from holdfast.digest import weights_digest
+from holdfast.engine import MemoryEngine
 from holdfast.event import Event, Ruling, StepSealed
 from holdfast.job import Job, prepare
 from holdfast.message import Envelope
@@ -161,7 +162,7 @@ def execute(config: RunConfig, objects: Mapping[int, Misconduct] | None = None) 
     """A run from the first step to the last; fails where it cannot go on."""
     job = job_of(config)
     result = Result(config, Troupe(config, objects))
-    cluster = Cluster(Deployment("run"), job, result.observe, result.cast)
+    cluster = Cluster(Deployment("run"), job, result.observe, MemoryEngine(job.config, result.cast))
     cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
     send = cluster.transport.send
 

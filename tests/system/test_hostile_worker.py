@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role, StageState
-from holdfast.cluster import ARCHIVE, INITIATOR, Cluster, Deployment
+from holdfast.cluster import Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.digest import weights_digest
+from holdfast.engine import MemoryEngine
 from holdfast.event import Event, Ruling, WorkerLost
 from holdfast.job import Job, prepare
 from holdfast.message import (
@@ -31,6 +32,7 @@ from holdfast.message import (
     Supply,
     TiedGradient,
 )
+from holdfast.stage import ARCHIVE, INITIATOR
 
 STEPS = 2
 LIAR = "w1"
@@ -138,7 +140,7 @@ class Company:
 
 def train(job: Job, company: Company | None = None) -> tuple[str, list[Event]]:
     events: list[Event] = []
-    cluster = Cluster(Deployment("run"), job, lambda event, _seconds: events.append(event), company)
+    cluster = Cluster(Deployment("run"), job, lambda event, _seconds: events.append(event), MemoryEngine(job.config, company))
     cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
     for step in range(STEPS):
         assert cluster.run_step(step) is None

@@ -22,8 +22,8 @@ from holdfast import seeds
 from holdfast.bench.offline import Study, open_model
 from holdfast.bench.strikes import Strike, strikes
 from holdfast.bench.trigger import PoisonedText, Trigger, measure
-from holdfast.cluster import names_of_workers
 from holdfast.config import RunConfig, resolve
+from holdfast.engine import names_of_workers
 from holdfast.errors import ConfigError
 from holdfast.evaluate import evaluate
 from holdfast.experiment import Experiment

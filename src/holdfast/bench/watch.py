@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from holdfast.attacks import Ledger
 from holdfast.claim import ClaimKey, Header, Role
-from holdfast.cluster import Cluster, names_of_workers
+from holdfast.cluster import Cluster
 from holdfast.config import RunConfig
+from holdfast.engine import names_of_workers
 from holdfast.event import Alert, Event, RolledBack, Ruling, StagesSkipped, StepRestarted, StepSealed
+from holdfast.launch import InProcess
 from holdfast.message import Envelope, Finding
 
 Word = tuple[int, str, ClaimKey]
@@ -87,7 +89,7 @@ class Watch:
                 (self.seconded if second else self.claimed).add(message.key)
             send(envelope)
 
-        cluster.transport.send = overheard  # type: ignore[method-assign]
+        cluster.transport.send = overheard
 
     @property
     def checked(self) -> set[ClaimKey]:
@@ -97,5 +99,10 @@ class Watch:
     def passes(self, config: RunConfig) -> float:
         """Forward passes (a backward one counts two) computed by whoever is no worker: the referee, a checker."""
         workers = names_of_workers(config.pipeline.stages)
-        busy = [seconds for c in self.clusters for (name, _), seconds in c.launcher.busy_s.items() if name not in workers]
+        busy = [seconds for c in self.clusters for (name, _), seconds in _in_memory(c).busy_s.items() if name not in workers]
         return sum(busy) / config.cluster.seconds_per_forward
+
+
+def _in_memory(cluster: Cluster) -> InProcess:
+    assert isinstance(cluster.launcher, InProcess), "passes are counted on the virtual clock"
+    return cluster.launcher

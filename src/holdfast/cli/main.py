@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import holdfast
-from holdfast.cli import audit, bench, demo, doctor, evaluate, export, models, new, report, train
+from holdfast.cli import audit, bench, demo, doctor, evaluate, export, invite, models, new, nodes, report, status, train
 from holdfast.errors import HoldfastError
 
 INTERNAL_ERROR = 1
@@ -46,7 +46,7 @@ def _root(
     pass
 
 
-for _module in (demo, train, evaluate, models, doctor, export, report, audit):
+for _module in (demo, train, evaluate, models, doctor, export, report, audit, invite, nodes, status):
     _module.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")

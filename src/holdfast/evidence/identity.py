@@ -48,9 +48,13 @@ class Identity:
     def __repr__(self) -> str:
         return f"Identity({self.fingerprint[:16]})"
 
+    def pem(self) -> bytes:
+        """The private key, for who may have it: its own file, its own process."""
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def save(self, path: Path) -> None:
         """Write the private key to a new file that only its owner may read. Raises SetupError; overwrites nothing."""
-        pem = self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem = self.pem()
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
             with os.fdopen(file, "wb") as stream:
@@ -80,13 +84,20 @@ def load(path: Path) -> Identity:
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise SetupError(f"the key file {path} can be read by others; run: chmod 600 {path}")
-        private = load_pem_private_key(path.read_bytes(), password=None)
+        pem = path.read_bytes()
     except OSError as error:
         raise SetupError(f"cannot read the key file {path}: {error.strerror or error}") from None
+    return from_pem(pem, str(path))
+
+
+def from_pem(pem: bytes, source: str) -> Identity:
+    """The inverse of `Identity.pem`. Raises SetupError."""
+    try:
+        private = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise SetupError(f"{path} holds no private key in PEM form; make a new one, or give the right file") from None
+        raise SetupError(f"{source} holds no private key in PEM form; make a new one, or give the right file") from None
     if not isinstance(private, Ed25519PrivateKey):
-        raise SetupError(f"{path} holds a {type(private).__name__}; needed is an Ed25519 key")
+        raise SetupError(f"{source} holds a {type(private).__name__}; needed is an Ed25519 key")
     return Identity(private)
 
 

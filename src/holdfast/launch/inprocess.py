@@ -33,10 +33,20 @@ class Deadlock(HoldfastError):
     """Nothing is on its way, nobody works, no timer runs, and what was waited for has not come."""
 
 
+class Traffic(Protocol):
+    """Bytes that left the members' machines."""
+
+    @property
+    def bytes_sent(self) -> int: ...
+
+
 class Network(Protocol):
     """A transport in virtual time (`transport.MemoryTransport`). `now_s` is the only clock; `receive` moves it forward."""
 
     now_s: float
+
+    @property
+    def traffic(self) -> Traffic: ...
 
     @property
     def next_s(self) -> float: ...
@@ -64,22 +74,27 @@ class Hooks:
     """What the loop tells its owner. Envelopes that a hook returns are sent.
 
     `observe(event, now_s)` gets every event; `on_lost(name, reason)` is called `detection_s` after a death, once; `on_refused`
-    is called where an actor refuses a message with ProtocolError (by default the error goes on up).
+    is called where an actor refuses a message with ProtocolError (by default the error goes on up); `on_joined(name)` where
+    a member came that was not there before (never in one process).
     """
 
     observe: Callable[[Event, float], None] = lambda _event, _now_s: None
     on_lost: Callable[[str, str], Sequence[Envelope]] = lambda _name, _reason: ()
     on_refused: Callable[[Envelope, ProtocolError], Sequence[Envelope]] = _raise
+    on_joined: Callable[[str], Sequence[Envelope]] = lambda _name: ()
 
 
 class InProcess:
-    """The loop. `seconds_by_kind` is wall time spent in `execute`, `busy_s` virtual time of each (worker, device)."""
+    """The loop. `seconds_by_kind` is wall time spent in `execute`, `busy_s` virtual time of each (worker, device).
+
+    `transport` is the network that it was given.
+    """
 
     def __init__(self, actors: Iterable[Actor], network: Network, timing: Timing = Timing(), hooks: Hooks = Hooks()) -> None:
         self.seconds_by_kind: dict[str, float] = defaultdict(float)
         self.busy_s: dict[tuple[str, int], float] = defaultdict(float)
         self._members = {actor.name: _Member(actor) for actor in actors}
-        self._network = network
+        self.transport = self._network = network
         self._timing = timing
         self._hooks = hooks
         self._agenda: list[tuple[float, int, _Handler, _Member, Any]] = []
@@ -90,6 +105,10 @@ class InProcess:
     def now(self) -> float:
         """Virtual seconds since the start."""
         return self._network.now_s
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._network.traffic.bytes_sent
 
     def inject(self, envelopes: Iterable[Envelope]) -> None:
         """Send messages from outside; they travel as if their senders had sent them now."""

@@ -148,10 +148,31 @@ def make_plan(
     spent[0] += costs.before
     spent[-1] += costs.after
     mean = sum(spent) / stages or 1.0
+    return _plan(config, model, family, ranges, tuple(cost / mean for cost in spent), lora)
+
+
+def plan_from(config: Any, layers: Sequence[Range], costs: Sequence[float], lora: Lora | None = None) -> Plan:
+    """The plan whose cut is given: stage i holds layers [lo, hi) and costs `costs[i]`; all else follows from the model.
+
+    Raises PartitionError where the ranges do not cover the model's layers in order, or a cost is no finite positive number.
+    """
+    ends = [0, *(hi for _, hi in layers)]
+    count = int(config.num_hidden_layers)
+    if [lo for lo, _ in layers] != ends[:-1] or ends[-1] != count or any(lo >= hi for lo, hi in layers):
+        raise PartitionError(f"the ranges {tuple(layers)} do not cover the {count} layers of this model in order")
+    if len(costs) != len(layers) or not all(math.isfinite(cost) and cost >= 0 for cost in costs):
+        raise PartitionError(f"costs {tuple(costs)}: one finite number for each of {len(layers)} stages is needed")
+    model = skeleton(config)
+    return _plan(config, model, causal_family(config, model), tuple(layers), tuple(costs), lora)
+
+
+def _plan(
+    config: Any, model: Any, family: Family, layers: tuple[Range, ...], costs: tuple[float, ...], lora: Lora | None
+) -> Plan:
     plan = Plan(
         model_type=config.model_type,
-        layers=ranges,
-        costs=tuple(cost / mean for cost in spent),
+        layers=layers,
+        costs=costs,
         model_order=(),
         stage_parameters=(),
         shapes={},

@@ -156,9 +156,6 @@ _CODE = {"auto_map", "attn_implementation", "experts_implementation", "custom_pi
 
 def read_config(files: Files) -> Any:
     """The library's config object from config.json, with every key that could choose code refused or dropped."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
-
     path = files.find(CONFIG)
     if path is None:
         raise CheckpointError(f"{files.name} holds no config.json; a Hugging Face model directory is needed")
@@ -166,22 +163,33 @@ def read_config(files: Files) -> Any:
         keys = from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    return config_from_keys(keys, str(path))
+
+
+def config_from_keys(keys: Any, origin: str) -> Any:
+    """The library's config object from the keys of a config.json that came from `origin`; nothing in it may choose code.
+
+    Raises CheckpointError and PartitionError.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
     if not isinstance(keys, dict) or not isinstance(keys.get("model_type"), str):
-        raise CheckpointError(f"{path} names no model_type; it is not the config of a model")
+        raise CheckpointError(f"{origin} names no model_type; it is not the config of a model")
     model_type = keys["model_type"]
     if model_type not in CONFIG_MAPPING:
         raise PartitionError(
-            f"{path}: the library knows no models of type {model_type!r}, and code from a checkpoint is never run"
+            f"{origin}: the library knows no models of type {model_type!r}, and code from a checkpoint is never run"
         )
     if keys.get("quantization_config"):
-        raise PartitionError(f"{path}: quantised weights cannot be trained; give the unquantised model")
+        raise PartitionError(f"{origin}: quantised weights cannot be trained; give the unquantised model")
     try:
-        return CONFIG_MAPPING[model_type].from_dict(_without_code(keys, path))
+        return CONFIG_MAPPING[model_type].from_dict(_without_code(keys, origin))
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path} is not a valid config of type {model_type!r}: {error}") from error
+        raise CheckpointError(f"{origin} is not a valid config of type {model_type!r}: {error}") from error
 
 
-def _without_code(keys: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _without_code(keys: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Refuse keys with a leading underscore (one of them once ran code), drop those that choose kernels or code.
 
     The library itself writes a few: two that describe the model's shape are kept, notes of where it came from are dropped.
@@ -190,9 +198,9 @@ def _without_code(keys: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, value in keys.items():
         if key.startswith("_") and (key not in _HARMLESS | _SHAPE or isinstance(value, (dict, list))):
             raise CheckpointError(
-                f"{path}: the key {key!r} begins with an underscore; remove it, such keys reach into the library"
+                f"{origin}: the key {key!r} begins with an underscore; remove it, such keys reach into the library"
             )
         if key in _CODE | _HARMLESS:
             continue
-        kept[key] = _without_code(value, path) if isinstance(value, dict) else value
+        kept[key] = _without_code(value, origin) if isinstance(value, dict) else value
     return kept

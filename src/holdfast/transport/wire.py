@@ -8,7 +8,8 @@ extension `[dtype, shape, part]`; parts follow in that order, little-endian and 
 of 64 bytes after zero padding. Nothing says where a part is: it follows from the sizes before it, so parts cannot overlap.
 
 A frame is accepted only if it is the very one that `encode` makes of its message; all else is a ProtocolError. Decoded tensors
-are fresh, contiguous and 64-byte aligned, because other alignment gave other bits in matrix products.
+are fresh, contiguous and 64-byte aligned, because other alignment gave other bits in matrix products. Who owns a writable frame
+that begins at such an address may give it away: its tensors are then views of it.
 """
 
 from __future__ import annotations
@@ -71,28 +72,54 @@ DEFAULT_LIMITS = Limits()
 
 def encode(item: Message | Envelope, limits: Limits = DEFAULT_LIMITS) -> bytearray:
     """The frame of a message, with or without its envelope. Raises ProtocolError for what no frame can carry."""
+    pieces, size = encode_pieces(item, limits)
+    frame = bytearray(size)
+    view = np.frombuffer(frame, dtype=np.uint8)
+    end = 0
+    for piece in pieces:
+        view[end : end + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        end += len(piece)
+    return frame
+
+
+def encode_pieces(item: Message | Envelope, limits: Limits = DEFAULT_LIMITS) -> tuple[list[memoryview], int]:
+    """The frame of a message as byte views in order, none of them empty, and its length in bytes; tensors are not copied.
+
+    Contiguous tensors on the CPU must not change while the views are in use. Raises ProtocolError for what no frame can carry.
+    """
     header, parts = _encode_header(item)
-    frame = bytearray(_frame_bytes(len(header), (part.nbytes for part in parts)))
-    _check("frame bytes", len(frame), limits.max_frame_bytes)
+    size = _frame_bytes(len(header), (part.nbytes for part in parts)) if parts else _PREFIX.size + len(header)
+    _check("frame bytes", size, limits.max_frame_bytes)
     _check("header bytes", len(header), limits.max_header_bytes)
     _check("parts", len(parts), limits.max_parts)
-    _PREFIX.pack_into(frame, 0, MAGIC, VERSION, 0, len(header), len(parts))
-    end = _PREFIX.size + len(header)
-    frame[_PREFIX.size : end] = header
-    view = np.frombuffer(frame, dtype=np.uint8)
+    pieces = [memoryview(_PREFIX.pack(MAGIC, VERSION, 0, len(header), len(parts)) + header)]
+    end = len(pieces[0])
     for part in parts:
         _check("dimensions of a tensor", part.dim(), limits.max_dims)
         _check("bytes of a tensor", _extent(part.shape, part.dtype), limits.max_tensor_bytes)
         begin = _aligned(end)
+        pieces.append(memoryview(bytes(begin - end)))
+        pieces.append(_octets(part).data)
         end = begin + part.nbytes
-        view[begin:end] = _octets(part)
-    return frame
+    return [piece for piece in pieces if len(piece)], size
 
 
-def decode(frame: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Message | Envelope:
-    """The message of a frame, in its envelope if it came in one. Raises ProtocolError for every frame that is not well made."""
+def empty_frame(size: int) -> memoryview:
+    """`size` bytes that begin at a multiple of 64, for a frame that will be given away to `decode`; not yet in memory."""
+    whole = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    begin = -whole.ctypes.data % ALIGNMENT
+    return whole[begin : begin + size].data
+
+
+def decode(
+    frame: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, *, give_away: bool = False
+) -> Message | Envelope:
+    """The message of a frame, in its envelope if it came in one. Raises ProtocolError for every frame that is not well made.
+
+    With `give_away` the caller will not touch the frame again, and tensors are views of it where it is writable and aligned.
+    """
     header, count = _open(frame, limits)
-    parts = _Parts(frame, _PREFIX.size + len(header), count, limits)
+    parts = _Parts(frame, _PREFIX.size + len(header), count, limits, give_away)
     try:
         kind, body, sender, recipient = _OUTER.decode(header)
         if kind not in KINDS:
@@ -111,9 +138,11 @@ def decode(frame: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMIT
     return item
 
 
-def decode_envelope(frame: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Envelope:
+def decode_envelope(
+    frame: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, *, give_away: bool = False
+) -> Envelope:
     """Like `decode`, for frames that must be envelopes."""
-    item = decode(frame, limits)
+    item = decode(frame, limits, give_away=give_away)
     if not isinstance(item, Envelope):
         raise ProtocolError(f"got a bare {type(item).__name__}; expected it in an envelope with sender and recipient")
     return item
@@ -197,8 +226,11 @@ def _decoder(kind: type, parts: _Parts) -> msgspec.msgpack.Decoder[Any]:
 class _Parts:
     """The tensors of one frame, taken in the order in which the header speaks of them."""
 
-    def __init__(self, frame: bytes | bytearray | memoryview, begin: int, count: int, limits: Limits) -> None:
+    def __init__(
+        self, frame: bytes | bytearray | memoryview, begin: int, count: int, limits: Limits, give_away: bool = False
+    ) -> None:
         self._octets = np.frombuffer(frame, dtype=np.uint8)
+        self._views = give_away and self._octets.flags.writeable and self._octets.ctypes.data % ALIGNMENT == 0
         self._end = begin
         self._count = count
         self._taken = 0
@@ -219,9 +251,9 @@ class _Parts:
         dtype = DTYPES[name]
         _check("bytes of a tensor", _extent(shape, dtype), self._limits.max_tensor_bytes)
         self._taken += 1
-        return self._copy(shape, dtype)
+        return self._tensor(shape, dtype)
 
-    def _copy(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         begin = _aligned(self._end)
         end = begin + math.prod(shape) * dtype.itemsize
         if end > len(self._octets):
@@ -229,6 +261,8 @@ class _Parts:
         if self._octets[self._end : begin].any():
             raise ProtocolError("the padding before a part is not zero")
         self._end = end
+        if self._views and begin < end:
+            return torch.from_numpy(self._octets[begin:end]).view(dtype).view(shape)
         tensor = torch.empty(shape, dtype=dtype)
         assert tensor.data_ptr() % ALIGNMENT == 0, "torch no longer aligns its buffers to 64 bytes"
         _octets(tensor)[:] = self._octets[begin:end]

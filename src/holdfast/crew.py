@@ -1,0 +1,169 @@
+"""The crew of the `processes` engine: a process on this machine for each worker, told its part on its standard input.
+
+Each gets the credentials that the run's own authority issues to it, and speaks the same wire as a machine far away. A process
+that ends is started again, after a pause that grows; who is banned is not.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.config import RunConfig, Section
+from holdfast.evidence.certificates import Authority
+from holdfast.evidence.identity import derived, generate
+from holdfast.launch.subprocesses import Subprocesses
+from holdfast.machines import HOST, TRUSTED, Machines
+from holdfast.station import ANYTIME
+from holdfast.transport import Credentials, Endpoint, WireOptions
+from holdfast.transport.grpc import GrpcTransport
+
+MAX_STARTS = 8
+"""A worker whose process ends this often is not started again."""
+
+PAUSE_S = 0.5
+
+
+class Told(Section):
+    """What a worker's process is told, as one line of JSON. `cast` is the config where this process plays a part in it."""
+
+    run: str
+    name: str
+    host: str
+    trusted: tuple[str, ...]
+    authority: str
+    certificate: str
+    private_key: str
+    identity: str
+    device: str
+    cast: RunConfig | None
+    struck_before: int
+    silence_s: float
+
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(self.authority.encode(), self.certificate.encode(), self.private_key.encode())
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How the processes are set up. Where they play a part in a cast, `cast` is the config of it, `heard(name, line)` gets what
+    they say on their standard output, and faults of steps before `step()` have struck when a process is started again.
+    """
+
+    config: RunConfig
+    cast: RunConfig | None = None
+    heard: Callable[[str, bytes], None] = lambda _name, _line: None
+    step: Callable[[], int] = lambda: 0
+    logs: Path | None = None
+
+
+class Processes:
+    """A `Crew`. `host` is the endpoint of the trusted members."""
+
+    def __init__(
+        self, run: str, host: Endpoint, authority: Authority, staging: Staging, ended: Callable[[str, str], None]
+    ) -> None:
+        self._run = run
+        self._host = host
+        self._authority = authority
+        self._staging = staging
+        self._told_ended = ended
+        self._starts: Counter[str] = Counter()
+        self._banned: set[str] = set()
+        self._timers: dict[str, threading.Timer] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+        self.children = Subprocesses(self._ended, staging.heard, staging.logs)
+
+    def gather(self, names: Sequence[str]) -> None:
+        with self._lock:
+            alive = self.children.alive()
+            for name in names:
+                if name not in alive and name not in self._timers:
+                    self._start(name)
+
+    def expect(self) -> Sequence[Endpoint]:
+        return [Endpoint(name, (name,), None) for name in self._starts if name not in self._banned]
+
+    def left(self, name: str, *, banned: bool) -> None:
+        with self._lock:
+            self._banned |= {name} if banned else set()
+        self.children.signal(name, signal.SIGKILL)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for timer in self._timers.values():
+                timer.cancel()
+        self.children.close()
+
+    def _start(self, name: str) -> None:
+        self._starts[name] += 1
+        config = self._staging.config
+        identity = derived(config.training.seed, name)
+        certificate, private_key = self._authority.credentials(name, identity)
+        assert self._host.address is not None
+        told = Told(
+            run=self._run,
+            name=name,
+            host=self._host.address,
+            trusted=TRUSTED,
+            authority=self._authority.certificate.decode(),
+            certificate=certificate.decode(),
+            private_key=private_key.decode(),
+            identity=identity.pem().decode(),
+            device=config.model.device,
+            cast=self._staging.cast,
+            struck_before=self._staging.step() if self._starts[name] > 1 else 0,
+            silence_s=config.machines.silence_s,
+        )
+        command = [sys.executable, "-m", "holdfast.cli.play"]
+        environment = {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "NONE"}
+        self.children.start(name, command, told.model_dump_json().encode(), environment)
+
+    def _ended(self, name: str, why: str) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            again = (
+                self._staging.config.machines.restart_workers and name not in self._banned and self._starts[name] < MAX_STARTS
+            )
+            if again:
+                timer = threading.Timer(PAUSE_S * 2 ** (self._starts[name] - 1), self._again, (name,))
+                timer.daemon = True
+                self._timers[name] = timer
+                timer.start()
+        self._told_ended(name, why)
+
+    def _again(self, name: str) -> None:
+        with self._lock:
+            self._timers.pop(name, None)
+            if not self._closed and name not in self._banned:
+                self._start(name)
+
+
+def processes(staging: Staging) -> Machines:
+    """The engine `processes`; no process is started before the first deployment, but the wire listens on loopback.
+
+    Raises NetworkError if it cannot.
+    """
+    run = secrets.token_hex(16)
+    identity = generate()
+    authority = Authority.generate(identity, run)
+    certificate, private_key = authority.credentials(HOST, identity)
+    transport = GrpcTransport(
+        Endpoint(HOST, TRUSTED),
+        Credentials(authority.certificate, certificate, private_key),
+        run=run,
+        options=WireOptions(silence_s=staging.config.machines.silence_s),
+        anytime=ANYTIME,
+    )
+    host = Endpoint(HOST, TRUSTED, transport.address)
+    return Machines(transport, lambda ended: Processes(run, host, authority, staging, ended))

@@ -1,0 +1,97 @@
+"""An engine starts the members of a cluster and carries what they say: in one process, or each worker in a process of its own.
+
+cluster --> Ensemble (the trusted actors, the names of the workers, how one is built) --> Engine --> Launcher
+
+An engine lives as long as the run; a cluster is deployed on it at the start, and again after each rollback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.blueprint import Builder, Sign
+from holdfast.config import RunConfig
+from holdfast.launch import Hooks, InProcess, Timing
+from holdfast.message import Actor, Envelope
+from holdfast.stage import INITIATOR
+from holdfast.transport import Cluster as Described
+from holdfast.transport import Link, MemoryTransport
+
+
+class Company(Protocol):
+    """Who plays the untrusted workers: adversaries and faults enter a run only here, as wrappers from outside."""
+
+    def play(self, actor: Actor) -> Actor: ...
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Whom an engine brings together: `trusted` actors of this machine, and the untrusted `workers` by name.
+
+    `builder` builds them (or is sent along as its blueprint), `sign(name)` is the hand of each in a simulation.
+    """
+
+    trusted: Sequence[Actor]
+    workers: Sequence[str]
+    builder: Builder
+    sign: Callable[[str], Sign]
+
+
+class Launcher(Protocol):
+    """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members."""
+
+    @property
+    def now(self) -> float: ...
+
+    @property
+    def seconds_by_kind(self) -> Mapping[str, float]: ...
+
+    @property
+    def bytes_sent(self) -> int: ...
+
+    def inject(self, envelopes: Iterable[Envelope]) -> None: ...
+
+    def run_until(self, done: Callable[[], bool]) -> None: ...
+
+
+class Engine(Protocol):
+    """See the module."""
+
+    def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryEngine:
+    """All members in this process, with the virtual clock of the cluster that the config describes."""
+
+    def __init__(self, config: RunConfig, company: Company | None = None) -> None:
+        self._config = config
+        self._company = company
+
+    def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
+        config = self._config.cluster
+        link = Link(config.latency_s, config.bandwidth_bytes_per_s)
+        described = Described(link, jitter_s=config.jitter_s, loss=config.loss, seed=config.seed)
+        transport = MemoryTransport(described, wire_check=config.wire_check)
+        speeds = config.speeds or (1.0,) * self._config.pipeline.stages
+        names = names_of_workers(len(speeds))
+        by_device = {(name, 0): speed for name, speed in zip(names, speeds, strict=True)}
+        by_device |= {(INITIATOR, 0): speeds[0], (INITIATOR, 1): speeds[-1]}
+        timing = Timing(config.seconds_per_forward, by_device, config.detection_s)
+        initiator, *others = ensemble.trusted
+        workers = [self._play(ensemble.builder.worker(name, ensemble.sign(name))) for name in ensemble.workers]
+        return InProcess([initiator, *workers, *others], transport, timing, hooks)
+
+    def close(self) -> None:
+        pass
+
+    def _play(self, worker: Actor) -> Actor:
+        return worker if self._company is None else self._company.play(worker)
+
+
+def names_of_workers(stages: int) -> tuple[str, ...]:
+    """Who is primary of each stage at the start: the initiator of the first and the last, `w1`, `w2`, ... between."""
+    return (INITIATOR, *(f"w{i}" for i in range(1, stages - 1)), INITIATOR)

@@ -1,0 +1,310 @@
+"""The engine whose workers live elsewhere: each in a process of its own, reached over the wire, wherever a crew has it from.
+
+    crew.gather --> Present --> Peers, Deploy --> Deployed --> the cluster runs --> Dismiss
+                       ^                                            |
+                       |                     a link breaks, a process ends, silence: the coordinator is told
+                       +-- who comes back, or comes late, is deployed, and is a spare until the next step
+
+The trusted members stay here. Nothing that a station says is believed beyond its own name: it may be slow, or gone, or lie.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from holdfast.engine import Ensemble
+from holdfast.errors import HoldfastError, NetworkError
+from holdfast.event import Banned, Event
+from holdfast.launch import Hooks, RealTime
+from holdfast.message import Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
+from holdfast.transport import Endpoint, Notice, Traffic
+
+HOST = "host"
+"""The process of the trusted members, by which machines know it."""
+
+TRUSTED = (INITIATOR, COORDINATOR, REFEREE, CHECKER, ARCHIVE)
+POLL_S = 0.1
+
+
+class Exchange(Protocol):
+    """What this engine needs of its transport (`holdfast.transport.GrpcTransport`)."""
+
+    generation: int
+    traffic: Traffic
+
+    @property
+    def me(self) -> Endpoint: ...
+
+    def know(self, endpoints: Iterable[Endpoint]) -> None: ...
+
+    def forget(self, process: str) -> None: ...
+
+    def notices(self) -> Sequence[Notice]: ...
+
+    def send(self, envelope: Envelope) -> None: ...
+
+    def receive(self, timeout_s: float) -> Envelope | None: ...
+
+    def close(self) -> None: ...
+
+
+class Crew(Protocol):
+    """Where the machines of the workers come from.
+
+    `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
+    `expect` are the endpoints that may connect now.
+    """
+
+    def gather(self, names: Sequence[str]) -> None: ...
+
+    def expect(self) -> Sequence[Endpoint]: ...
+
+    def left(self, name: str, *, banned: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds until a worker must be there, must be deployed, must answer; and until nothing at all is a deadlock."""
+
+    start_s: float = 120.0
+    deploy_s: float = 120.0
+    answer_s: float = 5.0
+    deadlock_s: float = 120.0
+
+
+class Machines:
+    """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why)."""
+
+    def __init__(
+        self,
+        transport: Exchange,
+        open_crew: Callable[[Callable[[str, str], None]], Crew],
+        patience: Patience = Patience(),  # frozen
+    ) -> None:
+        self._transport = transport
+        self._patience = patience
+        self._lock = threading.RLock()
+        self._generation = secrets.randbelow(1 << 30)
+        self._present: dict[str, Endpoint] = {}
+        self._deployed: set[str] = set()
+        self._gone: dict[str, str] = {}
+        self._banned: set[str] = set()
+        self._tallies: dict[str, Tally] = {}
+        self._asked = 0
+        self._order = Deploy(0, b"")
+        self._hooks = Hooks()
+        self._launcher: Remote | None = None
+        self._crew = open_crew(self._ended)
+
+    # -- an engine ---------------------------------------------------------------------------------------------------
+
+    def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
+        """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
+
+        Raises NetworkError where nobody comes at all.
+        """
+        self._shut()
+        wanted = list(ensemble.workers)
+        with self._lock:
+            self._generation += 1
+            self._order = Deploy(self._generation, ensemble.builder.blueprint.encode())
+            self._hooks = replace(hooks, observe=partial(self._observe, hooks.observe))
+            self._deployed.clear()
+            self._tallies.clear()
+            self._gone = {}
+        self._crew.gather(wanted)
+        self._meet()
+        self._await(wanted, self._present, self._patience.start_s)
+        if wanted and not self._present.keys() & set(wanted):
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
+            raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
+        for name in list(self._present):
+            self._instruct(name)
+        self._await(wanted, self._deployed, self._patience.deploy_s)
+        self._transport.generation = self._generation
+        desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
+        bench = sorted((actor for actor in ensemble.trusted if actor not in desk), key=lambda actor: actor.name == INITIATOR)
+        with self._lock:
+            self._launcher = Remote(self, desk, bench, self._hooks)
+            for name in wanted:
+                if name not in self._deployed:
+                    self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
+            for name in self._deployed - set(wanted):
+                self._launcher.call(partial(self._hooks.on_joined, name))
+        return self._launcher
+
+    def close(self) -> None:
+        """Dismiss everybody and leave. A second call does nothing."""
+        with self._lock:
+            for name in list(self._present):
+                self._send(name, Dismiss("the run is over"))
+            self._present.clear()
+        self._shut()
+        self._crew.close()
+        self._transport.close()
+
+    # -- what comes --------------------------------------------------------------------------------------------------
+
+    def receive(self, timeout_s: float) -> Envelope | None:
+        """The next envelope for a member here; what stations say is taken care of first."""
+        envelope = self._transport.receive(timeout_s)
+        for notice in self._transport.notices():
+            if notice.kind == "lost":
+                self._leave(notice.process, notice.reason)
+        if envelope is None or not isinstance(envelope.message, (Present, Deployed, Tally)):
+            return envelope
+        self._hear(envelope.sender, envelope.message)
+        return None
+
+    def send(self, envelope: Envelope) -> None:
+        self._transport.send(envelope)
+
+    def tally(self) -> Mapping[str, Tally]:
+        """What every worker that answers in time says that it has used in this deployment."""
+        with self._lock:
+            self._asked += 1
+            asked, names = self._asked, list(self._deployed)
+            for name in names:
+                self._send(name, TallyUp(asked))
+        deadline = time.monotonic() + self._patience.answer_s
+        while time.monotonic() < deadline:
+            with self._lock:
+                if all(name not in self._deployed or self._has_answered(name, asked) for name in names):
+                    break
+            time.sleep(0.01)
+        return dict(self._tallies)
+
+    def _has_answered(self, name: str, number: int) -> bool:
+        found = self._tallies.get(name)
+        return found is not None and found.number >= number
+
+    def _hear(self, name: str, message: Present | Deployed | Tally) -> None:
+        with self._lock:
+            match message:
+                case Present(address):
+                    if name in self._banned:
+                        self._send(name, Dismiss("it has lied, and is banned"))
+                        return
+                    if name in self._present:
+                        self._leave(name, "it came back without having left")
+                    self._present[name] = Endpoint(name, (name,), address)
+                    self._gone.pop(name, None)
+                    self._meet()
+                    if self._launcher is not None:
+                        self._instruct(name)
+                case Deployed(generation, refusal) if generation == self._generation and name in self._present:
+                    if refusal:
+                        self._leave(name, f"it cannot play its part: {refusal}")
+                        return
+                    self._deployed.add(name)
+                    if self._launcher is not None:
+                        self._launcher.call(partial(self._hooks.on_joined, name))
+                case Tally() if name in self._deployed:
+                    self._tallies[name] = message
+
+    def _observe(self, observe: Callable[[Event, float], None], event: Event, seconds: float) -> None:
+        observe(event, seconds)
+        if isinstance(event, Banned):
+            with self._lock:
+                self._banned.add(event.worker)
+                self._send(event.worker, Dismiss("it has lied, and is banned"))
+                self._drop(event.worker, "banned", banned=True)
+
+    # -- who goes ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, name: str, why: str) -> None:
+        self._leave(name, why)
+
+    def _leave(self, name: str, reason: str) -> None:
+        """A machine is gone: its connection is fenced, and the coordinator is told."""
+        with self._lock:
+            known = name in self._present
+            self._gone.setdefault(name, reason)
+            self._drop(name, reason, banned=False)
+            if known and self._launcher is not None:
+                self._tell_lost(name, reason)
+
+    def _drop(self, name: str, reason: str, *, banned: bool) -> None:
+        self._present.pop(name, None)
+        self._deployed.discard(name)
+        self._transport.forget(name)
+        self._crew.left(name, banned=banned)
+        self._meet()
+
+    def _tell_lost(self, name: str, reason: str) -> None:
+        assert self._launcher is not None
+        self._launcher.call(partial(self._hooks.on_lost, name, reason))
+
+    # -- small things ------------------------------------------------------------------------------------------------
+
+    def _meet(self) -> None:
+        """Who may connect is known here, and everybody who is there is told of all the others."""
+        with self._lock:
+            expected = {endpoint.process: endpoint for endpoint in self._crew.expect()}
+            book = [self._transport.me, *{**expected, **self._present}.values()]
+            self._transport.know(book)
+            there = [self._transport.me, *self._present.values()]
+            peers = Peers(tuple((end.process, end.names, end.address) for end in there))
+            for name in self._present:
+                self._send(name, peers)
+
+    def _instruct(self, name: str) -> None:
+        self._send(name, self._order)
+
+    def _send(self, name: str, message: Message) -> None:
+        try:
+            self._transport.send(Envelope(COORDINATOR, name, message))
+        except HoldfastError:  # a machine that cannot be reached is lost by its own notice
+            return
+
+    def _await(self, wanted: Sequence[str], there: Mapping[str, object] | set[str], patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if all(name in there or name in self._gone for name in wanted):
+                return
+            self.receive(POLL_S)
+
+    def _shut(self) -> None:
+        launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            launcher.close()
+
+
+class Remote(RealTime):
+    """The trusted members in real time, and the word of the workers about what they have used."""
+
+    def __init__(self, machines: Machines, desk: Sequence[object], bench: Sequence[object], hooks: Hooks) -> None:
+        self._machines = machines
+        self._sent_before = machines._transport.traffic.bytes_sent
+        super().__init__(
+            desk,  # type: ignore[arg-type]
+            bench,  # type: ignore[arg-type]
+            machines,
+            hooks,
+            patience_s=machines._patience.deadlock_s,
+            starts=partial(torch.set_num_threads, 1),
+        )
+
+    @property
+    def seconds_by_kind(self) -> Mapping[str, float]:
+        total = dict(super().seconds_by_kind)
+        for tally in self._machines.tally().values():
+            for kind, seconds in tally.seconds:
+                total[kind] = total.get(kind, 0.0) + max(0.0, seconds)
+        return total
+
+    @property
+    def bytes_sent(self) -> int:
+        said = sum(max(0, tally.bytes_sent) for tally in self._machines.tally().values())
+        return self._machines._transport.traffic.bytes_sent - self._sent_before + said

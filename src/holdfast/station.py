@@ -1,0 +1,153 @@
+"""A station is the process that a worker lives in: it says that it is there, is deployed, and plays its part until dismissed.
+
+    Present --> Peers, Deploy --> build the worker of the blueprint --> Deployed --> the worker's messages and work
+                   ^                                                                     |
+                   +------------------------- after a rollback, or a loss ---------------+--> Dismiss
+
+It believes the coordinator about deployments, and keeps its name, its key and its links from one to the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from holdfast.blueprint import Blueprint, Builder, Sign
+from holdfast.errors import HoldfastError, NetworkError
+from holdfast.launch import Room
+from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Peers, Present, Tally, TallyUp
+from holdfast.numerics import pinned
+from holdfast.stage import COORDINATOR, unsigned
+from holdfast.transport import Endpoint
+
+TURN_S = 0.2
+ORDERS = (Peers, Deploy, TallyUp, Dismiss)
+ANYTIME = frozenset({*ORDERS, Present, Deployed, Tally})
+"""Messages of stations, which belong to no deployment."""
+
+
+class Link(Protocol):
+    """What a station needs of its transport."""
+
+    generation: int
+
+    def send(self, envelope: Envelope) -> None: ...
+
+    def receive(self, timeout_s: float) -> Envelope | None: ...
+
+    def know(self, endpoints: Iterable[Endpoint]) -> None: ...
+
+    @property
+    def traffic(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a station brings along: its name and hand, its device, what it says of itself, and who plays its worker."""
+
+    name: str
+    present: Present
+    device: str = "cpu"
+    sign: Sign = unsigned
+    play: Callable[[Actor], Actor] = lambda actor: actor
+    after_turn: Callable[[], None] = lambda: None
+    die: Callable[[], None] = lambda: None
+
+
+class Station:
+    """See the module. `run` gives the reason of its dismissal; `stop` may be called from any thread."""
+
+    def __init__(self, part: Part, link: Link) -> None:
+        self._part = part
+        self._link = link
+        self._orders: deque[Envelope] = deque()
+        self._room = Room([], self._send)
+        self._base_bytes = 0
+        self._over: str | None = None
+        self._failure: BaseException | None = None
+
+    def run(self) -> str:
+        """Serve until dismissed or stopped. Raises NetworkError where the coordinator cannot be reached any more."""
+        reader = threading.Thread(target=self._read, name="holdfast reader", daemon=True)
+        with pinned(self._part.device):
+            reader.start()
+            try:
+                self._say(self._part.present)
+                while self._over is None:
+                    while self._orders:
+                        self._obey(self._orders.popleft())
+                    if self._over is None:
+                        self._room.turn(TURN_S)
+                        self._part.after_turn()
+                    if self._failure is not None:
+                        raise self._failure
+            finally:
+                self._over = self._over or "failed"
+                reader.join()
+        return self._over
+
+    def stop(self, reason: str) -> None:
+        """Leave after what is being computed now."""
+        self._over = self._over or reason
+        self._room.stir()
+
+    @property
+    def seconds_by_kind(self) -> Mapping[str, float]:
+        return self._room.seconds_by_kind
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    def _obey(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case Peers(processes):
+                self._link.know(Endpoint(*process) for process in processes)
+            case Deploy():
+                self._deploy(envelope.message)
+            case TallyUp(number):
+                seconds = tuple(sorted(self._room.seconds_by_kind.items()))
+                self._say(Tally(number, seconds, self._link.traffic.bytes_sent - self._base_bytes))
+            case Dismiss(reason):
+                self._over = reason
+
+    def _deploy(self, order: Deploy) -> None:
+        self._room = Room([], self._send)
+        self._link.generation = order.generation
+        try:
+            builder = Builder.unfold(Blueprint.decode(order.blueprint), self._part.device)
+            worker = self._part.play(builder.worker(self._part.name, self._part.sign))
+        except (HoldfastError, MemoryError, RuntimeError) as error:
+            self._say(Deployed(order.generation, f"{type(error).__name__}: {error}"[:1000]))
+            return
+        self._base_bytes = self._link.traffic.bytes_sent
+        self._room = Room([worker], self._send, die=self._part.die)
+        self._say(Deployed(order.generation))
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            while self._over is None:
+                envelope = self._link.receive(TURN_S)
+                if envelope is None:
+                    continue
+                if isinstance(envelope.message, ORDERS):
+                    if envelope.sender == COORDINATOR:
+                        self._orders.append(envelope)
+                        self._room.stir()
+                elif envelope.recipient in self._room.actors:
+                    self._room.put(envelope)
+        except NetworkError as error:
+            self._failure = error
+            self._room.stir()
+
+    def _say(self, message: Present | Deployed | Tally) -> None:
+        self._send(Envelope(self._part.name, COORDINATOR, message))
+
+    def _send(self, envelope: Envelope) -> None:
+        if envelope.recipient == self._part.name:
+            self._room.put(envelope)
+        else:
+            self._link.send(envelope)

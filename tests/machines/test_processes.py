@@ -1,0 +1,149 @@
+"""The engine `processes`: real processes, the real wire, the result of the engine in memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import Experiment
+from holdfast.errors import ConfigError
+from holdfast.launch.subprocesses import Subprocesses
+
+SMALL: dict[str, Any] = {
+    "model": {"name": "gpt2:layers=4,width=32,heads=2"},
+    "data": {"name": "synthetic:order=1,symbols=32,tokens=40000", "sequence_length": 16, "validation_tokens": 512},
+    "pipeline": {"stages": 4, "micro_batches": 2, "micro_batch_size": 2},
+    "training": {"steps": 6},
+}
+
+
+@pytest.mark.timeout(120)
+def test_attacked_and_crashed_processes_give_the_result_of_memory(tmp_path: Path) -> None:
+    against = {"attack": ["sign-flip,rate=0.7"], "faults": ["crash stage=2 step=3 at=backward"]}
+    want = Experiment(SMALL, **against).run()
+    got = Experiment(SMALL, **against, engine="processes", out=str(tmp_path / "run")).run()
+    clean = Experiment(SMALL).run()
+    assert got.weights_digest == want.weights_digest == clean.weights_digest
+    for field in ("attacked_claims", "detected", "missed", "false_alarms", "alerts", "blamed_workers", "claims_replaced"):
+        assert getattr(got, field) == getattr(want, field), field
+    assert got.detected > 0
+    assert got.steps_restarted == got.rollbacks == 0
+    assert not _children(), "a worker's process was left behind"
+
+
+def test_an_attack_that_is_an_object_is_refused(tmp_path: Path) -> None:
+    from holdfast.attacks.tensors import SignFlip
+
+    with pytest.raises(ConfigError, match="lives in this process"):
+        Experiment(SMALL, attack=SignFlip(), engine="processes", out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+# -- processes ------------------------------------------------------------------------------------------------------------
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, bytes]] = []
+        self.ends: list[tuple[str, str]] = []
+        self.stirred = threading.Event()
+
+    def ended(self, name: str, why: str) -> None:
+        self.ends.append((name, why))
+        self.stirred.set()
+
+    def heard(self, name: str, line: bytes) -> None:
+        self.lines.append((name, line))
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+ECHO = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
+
+
+def test_what_a_process_is_told_and_says() -> None:
+    heard = Heard()
+    children = Subprocesses(heard.ended, heard.heard)
+    children.start("a", python(ECHO), b"a secret part")
+    children.close()
+    assert heard.lines == [("a", b"a secret part\n")]
+    assert heard.ends == [], "who is closed has not been lost"
+
+
+def test_a_process_that_ends_is_told_of_with_its_last_words(tmp_path: Path) -> None:
+    heard = Heard()
+    children = Subprocesses(heard.ended, heard.heard, tmp_path)
+    children.start("a", python("import sys; sys.exit('no room')"), b"")
+    assert heard.stirred.wait(20)
+    assert heard.ends == [("a", f"its process ended with exit code 1 (no room; see {tmp_path / 'a.log'})")]
+    children.close()
+
+
+def test_a_killed_process_is_told_of_once() -> None:
+    heard = Heard()
+    children = Subprocesses(heard.ended, heard.heard)
+    children.start("a", python(ECHO), b"")
+    children.signal("a", signal.SIGKILL)
+    assert heard.stirred.wait(20)
+    assert heard.ends == [("a", "its process ended by SIGKILL")]
+    assert children.alive() == ()
+    children.close()
+
+
+def test_a_stopped_process_does_not_hold_up_the_end() -> None:
+    heard = Heard()
+    children = Subprocesses(heard.ended, heard.heard)
+    children.start("a", python("import time; time.sleep(60)"), b"")
+    pid = children.pid("a")
+    children.signal("a", signal.SIGSTOP)
+    children.close(patience_s=0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_process_whose_parent_is_killed_leaves(tmp_path: Path) -> None:
+    """Standard input is the leash: it ends when the parent does, however that was."""
+    code = (
+        "import sys, time\n"
+        "from holdfast.launch.subprocesses import Subprocesses\n"
+        f"child = [sys.executable, '-c', {ECHO!r}]\n"
+        "children = Subprocesses(lambda *_: None)\n"
+        "children.start('a', child, b'')\n"
+        "print(children.pid('a'), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(python(code), stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout as stdout:
+        pid = int(stdout.readline())
+        parent.kill()
+        parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]:
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("the child outlived its parent")
+
+
+def _children() -> list[str]:
+    """Command lines of processes of workers that this process has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent == os.getpid() and b"holdfast.cli.play" in command:
+                found.append(command.decode())
+    return found
