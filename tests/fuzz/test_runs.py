@@ -19,10 +19,6 @@ from hypothesis import strategies as st
 from holdfast.atomic import write_manifest
 from holdfast.cli.main import main
 
-SMALL = {"model": "gpt2:layers=4,width=8,heads=2", "data": "synthetic", "stages": 4, "seq_length": 4, "vocabulary": 300}
-SMALL |= {"micro_batches": 2, "micro_batch_size": 1, "steps": 2, "attack": "sign-flip,rate=0.9"}
-SMALL |= {"data": {"name": "synthetic", "validation_tokens": 16}}
-
 Tree = dict[str, bytes | None]
 
 
@@ -32,13 +28,9 @@ def tree(folder: Path) -> Tree:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+def whole(finished: Path) -> Tree:
     """The directory of a finished run with liars in it."""
-    from holdfast import Experiment
-
-    out = tmp_path_factory.mktemp("run") / "out"
-    Experiment(**SMALL, out=str(out)).run()
-    return tree(out)
+    return tree(finished)
 
 
 @pytest.fixture
@@ -182,7 +174,7 @@ def test_commands_on_damaged_runs(hammer: Any, run: Path, whole: Tree) -> None:
             shutil.rmtree(run.parent / "model", ignore_errors=True)
         return f"{name} {code}"
 
-    often = st.sampled_from([*["report", "report of two", "audit", "audit one", "export"] * 3, "evaluate", "resume"])
+    often = st.sampled_from([*["report", "report of two", "audit", "audit one", "export"] * 6, "evaluate", "resume"])
     hammer(check, often, st.lists(damages, min_size=1, max_size=2), st.booleans(), quick=60)
 
 

@@ -31,6 +31,7 @@ from holdfast.message import (
     Complaint,
     Envelope,
     Examine,
+    Finding,
     Loss,
     Message,
     Offer,
@@ -63,7 +64,7 @@ JUNK_BY = ["w1", "w1", "w1", "w9", ""]
 
 def per_run(kind: type) -> int:
     """Junk messages in one run; of kinds that a member takes from nobody but the coordinator many fit in."""
-    return 20 if kind in (Claim, StateTransfer, Offer) else 100
+    return 20 if kind in (Claim, StateTransfer, Offer, Examine, Finding) else 50
 
 
 @pytest.fixture(scope="module")
