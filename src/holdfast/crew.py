@@ -19,7 +19,7 @@ from holdfast.config import RunConfig, Section
 from holdfast.evidence.certificates import Authority
 from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
-from holdfast.machines import HOST, TRUSTED, Machines
+from holdfast.machines import HOST, TRUSTED, Crew, Machines, Patience
 from holdfast.station import ANYTIME
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
@@ -149,10 +149,14 @@ class Processes:
                 self._start(name)
 
 
-def processes(staging: Staging) -> Machines:
+def processes(
+    staging: Staging,
+    crew: Callable[..., Crew] = Processes,
+    patience: Patience | None = None,
+) -> Machines:
     """The engine `processes`; no process is started before the first deployment, but the wire listens on loopback.
 
-    Raises NetworkError if it cannot.
+    `crew` makes the crew (as `Processes` is made). Raises NetworkError if it cannot listen.
     """
     run = secrets.token_hex(16)
     identity = generate()
@@ -166,4 +170,4 @@ def processes(staging: Staging) -> Machines:
         anytime=ANYTIME,
     )
     host = Endpoint(HOST, TRUSTED, transport.address)
-    return Machines(transport, lambda ended: Processes(run, host, authority, staging, ended))
+    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience())

@@ -105,7 +105,7 @@ class Machines:
         self._order = Deploy(0, b"")
         self._hooks = Hooks()
         self._launcher: Remote | None = None
-        self._crew = open_crew(self._ended)
+        self.crew = open_crew(self._ended)
 
     # -- an engine ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Machines:
             self._deployed.clear()
             self._tallies.clear()
             self._gone = {}
-        self._crew.gather(wanted)
+        self.crew.gather(wanted)
         self._meet()
         self._await(wanted, self._present, self._patience.start_s)
         if wanted and not self._present.keys() & set(wanted):
@@ -151,8 +151,14 @@ class Machines:
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
         self._shut()
-        self._crew.close()
+        self.crew.close()
         self._transport.close()
+
+    @property
+    def deployed(self) -> frozenset[str]:
+        """Whose machines are there and play their part."""
+        with self._lock:
+            return frozenset(self._deployed)
 
     # -- what comes --------------------------------------------------------------------------------------------------
 
@@ -239,7 +245,7 @@ class Machines:
         self._present.pop(name, None)
         self._deployed.discard(name)
         self._transport.forget(name)
-        self._crew.left(name, banned=banned)
+        self.crew.left(name, banned=banned)
         self._meet()
 
     def _tell_lost(self, name: str, reason: str) -> None:
@@ -251,7 +257,7 @@ class Machines:
     def _meet(self) -> None:
         """Who may connect is known here, and everybody who is there is told of all the others."""
         with self._lock:
-            expected = {endpoint.process: endpoint for endpoint in self._crew.expect()}
+            expected = {endpoint.process: endpoint for endpoint in self.crew.expect()}
             book = [self._transport.me, *{**expected, **self._present}.values()]
             self._transport.know(book)
             there = [self._transport.me, *self._present.values()]
