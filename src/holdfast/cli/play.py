@@ -73,7 +73,7 @@ def _play(line: bytes) -> int:
     numerics = str(numerics_class(NATIVE, DTYPES["float32"], told.device))
     present = Present(transport.address, told.device, numerics, available_memory() or 0)
     sign = partial(sign_header, identity=from_pem(told.identity.encode(), "its part"))
-    part = Part(told.name, present, told.device, sign, play, after_turn, partial(_die, transport))
+    part = Part(told.name, present, HOST, told.device, sign, play, after_turn, partial(_die, transport))
     station = Station(part, transport)
     threading.Thread(target=_leave_with_parent, args=(station.stop,), name="holdfast parent", daemon=True).start()
     try:
