@@ -129,7 +129,7 @@ class Guest:
             present = Present(transport.address, offer.device, offer.numerics, offer.memory_bytes, offer.speed)
             sign = partial(sign_header, identity=self._identity)
             watch = _Watch(transport)
-            station = Station(Part(name, present, self._machine.device, sign, after_turn=watch.look), transport)
+            station = Station(Part(name, present, HOST, self._machine.device, sign, after_turn=watch.look), transport)
             watch.station = self._station = station
             if self._stopped.is_set():
                 station.stop("stopped here")

@@ -264,6 +264,34 @@ def test_a_lost_incarnation_stays_out_until_it_is_known_again(world):
     assert of(Seal, collect(w2, 1)) == [2], "what was sent to a lost peer came back to life"
 
 
+def test_a_lost_incarnation_that_is_forgotten_stays_out_for_good(world):
+    w1, w2, proxy = world.pair()
+    proxy.shut = True
+    proxy.cut()
+    wait_notice(w1, "lost")
+    wait_notice(w2, "lost")
+    w1.forget("w2", current=False)
+    w1.notices()
+    proxy.shut = False
+    w1.know([Endpoint("w2", ("w2",), proxy.address)])
+    w2.know([w1.me])
+    assert "given up" in wait_notice(w2, "refused")[0].reason
+    assert notices(w1, "up") == []
+
+
+def test_who_came_in_the_place_of_the_lost_is_not_forgotten_with_it(world):
+    w1, _, _ = world.pair()
+    new = world.end("w2")
+    w1.notices()
+    w1.know([new.me])
+    new.know([w1.me])
+    wait_notice(w1, "lost")
+    w1.forget("w2", current=False)
+    wait_up(w1, new)
+    new.send(seal("w2", "w1", 7))
+    assert of(Seal, collect(w1, 1)) == [7]
+
+
 def test_a_forgotten_incarnation_stays_out_and_a_new_one_is_let_in(world):
     w1, w2, proxy = world.pair()
     w1.forget("w2")

@@ -70,7 +70,7 @@ def _play(line: bytes) -> int:
     transport.know([Endpoint(HOST, told.trusted, told.host)])
     present = Present(transport.address, told.device, numerics_of(told.device), available_memory() or 0)
     sign = partial(sign_header, identity=from_pem(told.identity.encode(), "its part"))
-    part = Part(told.name, present, told.device, sign, play, after_turn, partial(_die, transport))
+    part = Part(told.name, present, HOST, told.device, sign, play, after_turn, partial(_die, transport))
     station = Station(part, transport)
     threading.Thread(target=_leave_with_parent, args=(station.stop,), name="holdfast parent", daemon=True).start()
     try:

@@ -164,10 +164,13 @@ class Switchboard:
         self._note(process, "refused", reason)
         self._lose(process, reason, code="conduct")
 
-    def forget(self, process: str) -> None:
-        """Drop the link with a peer and refuse its incarnation for good."""
+    def forget(self, process: str, *, current: bool) -> None:
+        """Refuse for good what was given up of a peer; if `current`, drop the link too and refuse whoever it is with."""
         link = self._links.get(process)
         if link is None:
+            return
+        self._fences.condemn(process)
+        if not current:
             return
         if link.peer_token:
             self._fences.forget(process, link.peer_incarnation)
