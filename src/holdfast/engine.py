@@ -13,7 +13,7 @@ from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
 from holdfast.config import RunConfig
-from holdfast.launch import Hooks, InProcess, Timing
+from holdfast.launch import Glance, Hooks, InProcess, Timing
 from holdfast.message import Actor, Envelope
 from holdfast.stage import INITIATOR
 from holdfast.transport import Cluster as Described
@@ -42,7 +42,10 @@ class Ensemble:
 
 
 class Launcher(Protocol):
-    """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members."""
+    """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members.
+
+    `glance` may be called from any thread, and waits for nobody.
+    """
 
     @property
     def now(self) -> float: ...
@@ -52,6 +55,8 @@ class Launcher(Protocol):
 
     @property
     def bytes_sent(self) -> int: ...
+
+    def glance(self) -> Glance: ...
 
     def inject(self, envelopes: Iterable[Envelope]) -> None: ...
 

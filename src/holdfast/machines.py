@@ -25,11 +25,11 @@ from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.event import Banned, Event, WorkerLost
-from holdfast.launch import Hooks, RealTime
+from holdfast.launch import Glance, Hooks, RealTime
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
 from holdfast.route import Route
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
-from holdfast.transport import Endpoint, Notice, Traffic
+from holdfast.transport import Endpoint, LinkStats, Notice, Traffic
 
 HOST = "host"
 """The process of the trusted members, by which machines know it."""
@@ -56,6 +56,8 @@ class Exchange(Protocol):
     def forget(self, process: str, *, current: bool = True) -> None: ...
 
     def notices(self) -> Sequence[Notice]: ...
+
+    def links(self) -> Mapping[str, LinkStats]: ...
 
     def send(self, envelope: Envelope) -> None: ...
 
@@ -116,6 +118,8 @@ class Machines:
         self._tallies: dict[str, Tally] = {}
         self._asked = 0
         self._mute: set[str] = set()
+        self._closed = False
+        self._links: Mapping[str, LinkStats] = {}
         self._order = Deploy(0, b"")
         self._hooks = Hooks()
         self._enroll: Callable[[str, bytes], None] = lambda _name, _key: None
@@ -167,6 +171,7 @@ class Machines:
     def close(self) -> None:
         """Dismiss everybody and leave. A second call does nothing."""
         with self._lock:
+            self._closed = True  # who looks at the links from another thread must not meet a transport that closes
             for name in list(self._present):
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
@@ -220,13 +225,18 @@ class Machines:
         desk = next((actor for actor in self._trusted if isinstance(actor, Coordinator)), None)
         return None if desk is None else desk.membership.route
 
+    def glance(self) -> tuple[Mapping[str, Tally], Mapping[str, LinkStats]]:
+        """What workers last said that they have used, and the links now; has them say it again, and waits for nobody."""
+        with self._lock:
+            if not self._closed:
+                self._links = self._transport.links()
+                self._ask()
+            return dict(self._tallies), self._links
+
     def tally(self) -> Mapping[str, Tally]:
         """What every worker that answers in time says that it has used in this deployment."""
         with self._lock:
-            self._asked += 1
-            asked = self._asked
-            for name in self._deployed:
-                self._send(name, TallyUp(asked))
+            asked = self._ask()
         deadline = time.monotonic() + self._patience.answer_s
         while time.monotonic() < deadline:
             with self._lock:
@@ -239,6 +249,13 @@ class Machines:
 
     def _owing(self, number: int) -> set[str]:
         return {name for name in self._deployed if not self._has_answered(name, number)}
+
+    def _ask(self) -> int:
+        """Have every worker say what it has used; the number of its answer, at least."""
+        self._asked += 1
+        for name in self._deployed:
+            self._send(name, TallyUp(self._asked))
+        return self._asked
 
     def _has_answered(self, name: str, number: int) -> bool:
         found = self._tallies.get(name)
@@ -378,14 +395,25 @@ class Remote(RealTime):
 
     @property
     def seconds_by_kind(self) -> Mapping[str, float]:
+        return self._seconds(self._machines.tally())
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._bytes(self._machines.tally())
+
+    def glance(self) -> Glance:
+        """May be called from any thread, and waits for no machine: of workers it has what they told when last asked."""
+        tallies, links = self._machines.glance()
+        return Glance(self._seconds(tallies), self._bytes(tallies), links)
+
+    def _seconds(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
         total = dict(super().seconds_by_kind)
-        for tally in self._machines.tally().values():
+        for tally in tallies.values():
             for kind, seconds in tally.seconds[:MOST_KINDS]:
                 if KIND.fullmatch(kind) and 0 <= seconds <= self.now:  # not infinity either, which no report could carry
                     total[kind] = total.get(kind, 0.0) + seconds
         return total
 
-    @property
-    def bytes_sent(self) -> int:
-        said = sum(max(0, tally.bytes_sent) for tally in self._machines.tally().values())
+    def _bytes(self, tallies: Mapping[str, Tally]) -> int:
+        said = sum(max(0, tally.bytes_sent) for tally in tallies.values())
         return self._machines._transport.traffic.bytes_sent - self._sent_before + said

@@ -95,6 +95,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("out", "output.dir", str, "directory of the result", "Output"),
     Setting("checkpoint_every", "output.checkpoint_every", int, "steps between checkpoints (0: at the end)", "Output"),
     Setting("keep", "output.keep", int, "checkpoints to keep", "Output"),
+    Setting("log_format", "output.log_format", str, "text or json: lines of holdfast.log, and with json of stderr", "Output"),
+    Setting("metrics", "machines.metrics", str, "serve /metrics and /healthz there, as 127.0.0.1:9464", "Output"),
+    Setting("expose_metrics", "machines.expose_metrics", bool, "let other machines reach them", "Output"),
     Setting("report_to", "output.report_to", str, "tensorboard; repeatable", "Output", many=True),
 )
 

@@ -26,7 +26,7 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
