@@ -187,7 +187,7 @@ class CaseBook:
         if not self.closed:
             self.interruptions.append(seq)
         self.closed = False
-        self._opening = record
+        self._opening = replace(record, keys={**first.keys, **record.keys})  # who was enrolled stays enrolled
         self._deploy(record.deployment, record.version, record.route)
 
     def _check_schema(self, schema: int) -> None:
