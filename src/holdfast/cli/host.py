@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,6 +73,17 @@ def _resolve(path: Path, settings: dict[str, Any]) -> tuple[RunConfig, Path, Pat
         raise ConfigError("cluster.numerics describes a simulated cluster; machines that join compute as they are")
     every = resolved.output.checkpoint_every or CHECKPOINT_EVERY
     output = resolved.output.model_copy(update={"checkpoint_every": every})
-    resolved = resolved.model_copy(update={"output": output})
     directory = Path(resolved.output.dir or "")
-    return resolved, directory, directory if (directory / "config.toml").is_file() else None
+    resume = directory if (directory / "config.toml").is_file() else None
+    defence = resolved.defence
+    if defence.check_seed is None:
+        defence = defence.model_copy(update={"check_seed": _secret(resume)})
+    return resolved.model_copy(update={"output": output, "defence": defence}), directory, resume
+
+
+def _secret(run: Path | None) -> int:
+    """What the draws of the checks follow from: strangers could guess the seed of a run, so it is not that."""
+    from holdfast.config import read_toml, resolve
+
+    before = None if run is None else resolve(read_toml(run / "config.toml")).defence.check_seed
+    return secrets.randbits(62) if before is None else before
