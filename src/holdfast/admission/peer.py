@@ -41,7 +41,7 @@ class Sight:
 
 
 def look(address: Address, *, timeout_s: float = PATIENCE_S) -> Sight:
-    """Dial `address` and see; takes three times `timeout_s` seconds at most. What goes wrong is in the answer."""
+    """Dial `address` and see, in three times `timeout_s` seconds at most. What goes wrong is in the answer, not raised."""
     began = time.perf_counter()
     try:
         raw = socket.create_connection((address.host, address.port), timeout=timeout_s)
