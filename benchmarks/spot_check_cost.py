@@ -4,17 +4,20 @@
 
 Operations are counted by torch's own counter over everything that is computed, the checker's share included. Time is that of
 one core that computes all members in turn (processor time, since machines are shared), so it shows the work itself: passes,
-hashes, signatures. Virtual time is that of the described cluster, where the checker has a machine of its own. Clean and checked
-runs take turns.
+hashes, signatures. It counts once the window of sealed steps is full: filling it asks the system for fresh memory, once a run.
+Virtual time is that of the described cluster, where the checker has a machine of its own. Clean and checked runs take turns,
+step by step, and the secret is one whose draws are as many as q says.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +27,12 @@ from torch.utils.flop_counter import flop_registry
 
 from holdfast.cluster import Cluster
 from holdfast.message import Envelope, StateTransfer
+from holdfast.seeds import derive
 from holdfast.transport.wire import wire_bytes
+from holdfast.verify.spotcheck import Sampling
 
 STAGES = 6
+DEFENCES = ("none", "spot-check")
 
 
 class Operations(TorchDispatchMode):
@@ -43,11 +49,10 @@ class Operations(TorchDispatchMode):
 
 
 @dataclass
-class Cost:
-    """Of some steps: operations, seconds of the processor and of the virtual clock, bytes of states and of all the rest."""
+class Weight:
+    """Of some steps: operations, seconds of the virtual clock, bytes of states and of all the rest."""
 
     operations: float
-    cpu_s: float
     virtual_s: float
     state_bytes: int
     other_bytes: int
@@ -67,32 +72,75 @@ def weigh(cluster: Cluster) -> Counter[str]:
     return sizes
 
 
-def measure(options: argparse.Namespace, defence: str, *, count: bool) -> Cost:
-    """`options.steps` steps after one of warm-up, with every check that they drew; counting operations costs time itself."""
+def blocks(options: argparse.Namespace) -> list[range]:
+    """The steps that are measured, after those that fill the window."""
+    first = [options.warm_up + i * options.steps for i in range(options.repeats)]
+    return [range(start, start + options.steps) for start in first]
+
+
+def fair_seed(options: argparse.Namespace) -> int:
+    """The first secret that draws in each block as often as q says: other draws would be those of another q."""
+    expected = round(options.q * options.steps * (STAGES - 2))
+    for secret in itertools.count():
+        sampling = Sampling(derive(secret, "deployment", 0), steps=options.q)
+        drawn = [sum(sampling.draws_step(s, 0, i) for s in block for i in range(1, STAGES - 1)) for block in blocks(options)]
+        if set(drawn) == {expected}:
+            return secret
+    raise AssertionError("itertools.count ends")
+
+
+def warmed_up(options: argparse.Namespace, defence: str) -> Cluster:
+    """A cluster whose window is full and whose checks are done."""
     settings = [f"defence.name={defence}"]
     if defence != "none":
-        settings += [f"defence.check_steps={options.q}"]
+        settings += [f"defence.check_steps={options.q}", f"defence.check_seed={fair_seed(options)}"]
     job = job_of(
         f"model.name=gpt2:layers={STAGES},width={options.width},heads=4",
         f"data.sequence_length={options.sequence}",
         f"pipeline.stages={STAGES}",
         f"pipeline.micro_batches={options.micro_batches}",
         f"pipeline.micro_batch_size={options.batch}",
-        f"training.steps={options.steps + 1}",
+        f"training.steps={options.warm_up + options.repeats * options.steps}",
         *settings,
     )
     cluster = start(job)
-    cluster.run_step(0)
-    cluster.settle()
+    for step in range(options.warm_up):
+        assert cluster.run_step(step) is None
+    assert cluster.settle() is None
+    return cluster
+
+
+def processor_time(of: Callable[[], object]) -> float:
+    began = time.process_time()
+    assert of() is None
+    return time.process_time() - began
+
+
+def compare_times(options: argparse.Namespace) -> list[float]:
+    """Checked over clean processor time, a block at a time; the two take turns with every step."""
+    clean, checked = (warmed_up(options, defence) for defence in DEFENCES)
+    ratios = []
+    for block in blocks(options):
+        spent = [0.0, 0.0]
+        for step in block:
+            spent[0] += processor_time(partial(clean.run_step, step))
+            spent[1] += processor_time(partial(checked.run_step, step))
+        spent[1] += processor_time(checked.settle)
+        ratios.append(spent[1] / spent[0])
+    return ratios
+
+
+def weigh_all(options: argparse.Namespace, defence: str) -> Weight:
+    """One block of steps with every check that they drew; counting operations costs time itself, so none is taken."""
+    cluster = warmed_up(options, defence)
     sizes, counter = weigh(cluster), Operations()
-    virtual, began = cluster.launcher.now, time.process_time()
-    with counter if count else nullcontext():
-        for step in range(1, options.steps + 1):
+    virtual = cluster.launcher.now
+    with counter:
+        for step in blocks(options)[0]:
             assert cluster.run_step(step) is None
         ended = cluster.launcher.now
         assert cluster.settle() is None
-    elapsed = time.process_time() - began
-    return Cost(counter.total, elapsed, ended - virtual, sizes["states"], sizes["rest"])
+    return Weight(counter.total, ended - virtual, sizes["states"], sizes["rest"])
 
 
 def main() -> None:
@@ -103,14 +151,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=9, help="one more than the window")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clean, checked = (measure(options, defence, count=True) for defence in ("none", "spot-check"))
-    times = []
-    for _ in range(options.repeats):
-        pair = [measure(options, defence, count=False).cpu_s for defence in ("none", "spot-check")]
-        times.append(pair[1] / pair[0])
+    times = compare_times(options)
+    short = argparse.Namespace(**{**vars(options), "warm_up": 1, "repeats": 1})
+    clean, checked = (weigh_all(short, defence) for defence in DEFENCES)
     row = [
         f"{options.width}",
         f"{options.micro_batches} x {options.batch} x {options.sequence}",
@@ -121,7 +168,7 @@ def main() -> None:
         f"{checked.state_bytes / options.steps / 1e6:.2f} MB a step",
     ]
     header = ["width", "tokens a step", "operations", "time of one core", "virtual", "bytes but states", "state transfer"]
-    show(f"Cost of spot checks, K = {STAGES}, q = {options.q}, {options.steps} steps", header, [row])
+    show(f"Cost of spot checks, K = {STAGES}, q = {options.q}, {options.repeats} x {options.steps} steps", header, [row])
 
 
 if __name__ == "__main__":

@@ -49,20 +49,26 @@ def test_a_seat_counts_only_with_the_sealed_digest_and_version(digest, version):
     assert (1, "w1") not in members.missing()
 
 
-def test_a_false_state_is_asked_for_again_at_another_holder():
+def test_a_false_state_is_asked_for_again_through_the_coordinator_of_all_who_have_it():
     members = founded()
     members.distrust(1, "w2")
+    members.vouch(1, "referee")
     assert orders(members) == [("w1", 1, "w2", Role.SHADOW)]
     assert orders(members) == []  # asked once
     show(members, 1, "w2", b"false")
-    assert orders(members) == [("w1", 1, "w2", Role.SHADOW)]
+    assert orders(members) == [("w1", 1, "coordinator", Role.SHADOW), ("referee", 1, "coordinator", Role.SHADOW)]
     members.ask_again()
-    assert orders(members) == [("w1", 1, "w2", Role.SHADOW)]
+    members.failed(1, "w1")
+    assert members.exhausted == []
+    assert orders(members) == [("referee", 1, "coordinator", Role.SHADOW)]
+    assert (members.awaiting(1, "w1"), members.awaiting(1, "referee")) == ([], ["w2"])
+    members.failed(1, "referee")
+    assert members.exhausted == ["w1", "referee"]
     show(members, 1, "w2")
-    assert members.missing() == [] == members.transfers()
+    assert members.missing() == members.transfers() == members.exhausted == []
 
 
-def test_a_worker_that_shows_false_states_for_ever_is_sent_the_right_one_twice_until_the_deadline():
+def test_a_worker_that_shows_false_states_for_ever_has_one_more_sent():
     """A word of a hundred bytes had an honest holder send a whole stage, as often as it was said."""
     members = founded()
     members.distrust(1, "w2")
@@ -70,10 +76,29 @@ def test_a_worker_that_shows_false_states_for_ever_is_sent_the_right_one_twice_u
     for number in range(100):
         sent += orders(members)
         show(members, 1, "w2", b"false %d" % number)
-    assert sent == [("w1", 1, "w2", Role.SHADOW)] * 2
+    assert sent == [("w1", 1, "w2", Role.SHADOW), ("w1", 1, "coordinator", Role.SHADOW)]
+    members.handed.add((1, "w2"))
     members.ask_again()
-    assert orders(members) == [("w1", 1, "w2", Role.SHADOW)]
+    assert orders(members) == members.owing() == [], "it was handed the right one, and has a deadline of its own"
     assert show(members, 1, "w2")
+
+
+def test_who_owes_a_missing_state():
+    members = Membership(ROUTE, 0, DIGESTS, shadowed=True)
+    for stage, worker in ALL_SEATS[:-3]:
+        show(members, stage, worker) if (stage, worker) != (2, "w3") else None
+    assert members.owing() == ["w3", "w3", "w0", "w0"]
+    members.ask_again()
+    assert members.owing() == ["w2", "w3", "w0", "w0"], "w2 has a state for w3; for the others nobody has one"
+
+
+def test_who_goes_takes_its_doubts_along():
+    members = founded()
+    members.distrust(1, "w2")
+    show(members, 1, "w2", b"false")
+    members.handed.add((1, "w2"))
+    members.lose("w2")
+    assert orders(members) == [("w1", 1, "w3", Role.SHADOW), ("w3", 2, "w0", Role.SHADOW)]
 
 
 def test_a_shadow_can_mend_its_primary():

@@ -35,6 +35,8 @@ class Direction(enum.StrEnum):
     GRADIENT = "gradient"
     UPDATE = "update"
 
+    __hash__ = str.__hash__  # keys of claims are looked up all the time; that of Enum runs in Python
+
 
 class Role(enum.StrEnum):
     """In which a header is signed. A comparer holds no seat: across numerics classes it says how far two accounts are apart."""
@@ -42,6 +44,8 @@ class Role(enum.StrEnum):
     PRIMARY = "primary"
     SHADOW = "shadow"
     COMPARER = "comparer"
+
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -32,7 +32,7 @@ from holdfast.job import Job
 from holdfast.launch import Deadlock, Hooks
 from holdfast.likeness import Likeness
 from holdfast.membership import Membership
-from holdfast.message import Envelope, StateRefused, StateTransfer
+from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
 from holdfast.recover.registry import resolve_remedy
@@ -45,20 +45,24 @@ from holdfast.verify.spotcheck import Sampling
 
 @dataclass
 class Archive:
-    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports."""
+    """An `Actor` that collects sealed states for a checkpoint or an evaluation; others than the sealed ones it reports.
+
+    The initiator's own stages are sealed without a digest: what the initiator sends gives it, and stands in `digests` then.
+    """
 
     digests: dict[int, bytes] = field(default_factory=dict)
     version: int = -1
     checked: bool = True
+    trusted: tuple[str, ...] = ()
     states: dict[int, StageState] = field(default_factory=dict)
     refused: int = 0
     name: str = ARCHIVE
     devices: int = 1
 
-    def expect(self, digests: Mapping[int, bytes], version: int, *, checked: bool) -> None:
+    def expect(self, digests: Mapping[int, bytes], version: int, trusted: tuple[str, ...], *, checked: bool) -> None:
         """Forget what was collected; from now on these states of `version` are."""
         self.states.clear()
-        self.digests, self.version, self.checked = dict(digests), version, checked
+        self.digests, self.version, self.trusted, self.checked = dict(digests), version, trusted, checked
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
         if not isinstance(envelope.message, StateTransfer):
@@ -66,9 +70,13 @@ class Archive:
         state = envelope.message.state
         if state.stage not in self.digests or state.version != self.version:
             return []
+        got = state_digest(state) if self.checked else b""
+        if envelope.sender in self.trusted:
+            self.digests[state.stage] = self.digests[state.stage] or got
         sealed = self.digests[state.stage]
-        got = state_digest(state) if self.checked else sealed
-        if got == sealed:
+        if self.checked and not sealed:
+            return []  # sealed without a digest, and it comes from somebody who does not hold it
+        if got == sealed or not self.checked:
             self.states.setdefault(state.stage, state)
             return []
         self.refused += 1
@@ -97,6 +105,7 @@ class Deployment:
 
     `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
+    `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
     """
 
     name: str
@@ -104,6 +113,7 @@ class Deployment:
     notary: Notary | None = None
     draw: int = 0
     likeness: Likeness | None = None
+    identity: Identity | None = None
 
 
 class Cluster:
@@ -115,8 +125,10 @@ class Cluster:
         self, deployment: Deployment, job: Job, observe: Callable[[Event, float], None], engine: Engine | None = None
     ) -> None:
         self._job = job
-        self._identities = members(job.config) if self._checked else {}
-        self._notary = deployment.notary or Notary(register(deployment.name, job.config) if self._checked else None)
+        self._identities = members(job.config, deployment.identity) if self._checked else {}
+        self._notary = deployment.notary or Notary(
+            register(deployment.name, job.config, identity=deployment.identity) if self._checked else None
+        )
         self._deployment = deployment
         self._run = deployment.name
         self._engine = engine or MemoryEngine(job.config)
@@ -142,7 +154,8 @@ class Cluster:
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
         workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
-        ensemble = Ensemble([initiator, self.coordinator, referee, checker, self.archive], workers, builder, self._sign)
+        trusted_actors: list[Actor] = [initiator, self.coordinator, referee, checker, self.archive]
+        ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
         hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
         self.launcher = self._engine.deploy(ensemble, hooks)
         target = membership.target()
@@ -193,13 +206,10 @@ class Cluster:
         )
 
     def _inspection(self) -> Inspection:
-        """In a simulation the secret follows from the run's seed, so that it repeats; workers are not told."""
+        """Each deployment draws anew, from the secret of the run."""
         config = self._job.config
-        given = config.defence.check_seed
-        secret = seeds.derive(config.training.seed, "spot checks") if given is None else given
-        draws = Sampling(
-            seeds.derive(secret, "deployment", self._deployment.draw), config.defence.check_claims, config.check_steps
-        )
+        seed = seeds.derive(secret_of_draws(config), "deployment", self._deployment.draw)
+        draws = Sampling(seed, config.defence.check_claims, config.check_steps)
         budget = config.defence.flag_budget if config.defence_name == "statistics" else 0.0
         return Inspection(draws, self._job.config.window, budget, config.defence.redraw_every)
 
@@ -235,7 +245,7 @@ class Cluster:
         digests = self.coordinator.inspector.digests(rewind.version)
         if digests is None:
             return None
-        self.archive.expect(digests, rewind.version, checked=True)
+        self.archive.expect(digests, rewind.version, (INITIATOR,), checked=True)
         self.launcher.inject(self.coordinator.recall(rewind.version, ARCHIVE))
         try:
             self.launcher.run_until(lambda: len(self.archive.states) == len(digests))
@@ -251,7 +261,7 @@ class Cluster:
         """The sealed state of every stage; raises FaultWindowExceeded where no holder shows the one that was sealed."""
         wanted = self._job.config.pipeline.stages
         record = self.coordinator.membership
-        self.archive.expect(record.digests, record.version, checked=self._checked)
+        self.archive.expect(record.digests, record.version, (INITIATOR,), checked=self._checked)
         self.launcher.inject(self.coordinator.collect(ARCHIVE))
         try:
             self.launcher.run_until(lambda: self._has_collected(wanted) or self.coordinator.broken is not None)
@@ -260,32 +270,49 @@ class Cluster:
             raise FaultWindowExceeded(f"no holder of stages {lacking} has sent the state that was sealed") from None
         if self.coordinator.broken is not None:
             raise FaultWindowExceeded(f"a state could not be collected: {self.coordinator.broken}")
+        if self._checked:
+            self._notary.collected(record.version, self.archive.digests)
         return dict(sorted(self.archive.states.items()))
 
 
-def members(config: RunConfig) -> dict[str, Identity]:
-    """The keys of everybody who signs in a simulated run: they follow from its seed, so that it repeats to the bit."""
+def members(config: RunConfig, identity: Identity | None = None) -> dict[str, Identity]:
+    """The keys of everybody who signs in a simulated run: they follow from its seed, so that it repeats to the bit.
+
+    With an `identity`, that of the trusted members, which are all that sign here.
+    """
+    if identity is not None:
+        return {INITIATOR: identity, COORDINATOR: identity}
     names = (*names_of_workers(config.pipeline.stages), COORDINATOR)
     return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
 
 
-def register(run: str, config: RunConfig, signer: Identity | None = None) -> Register:
-    """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed."""
-    keys = {name: identity.public for name, identity in members(config).items()}
-    derived_names = tuple(name for name in keys if signer is None or name != COORDINATOR)
+def secret_of_draws(config: RunConfig) -> int:
+    """In a simulation it follows from the run's seed, so that it repeats; workers are not told."""
+    given = config.defence.check_seed
+    return seeds.derive(config.training.seed, "spot checks") if given is None else given
+
+
+def register(run: str, config: RunConfig, signer: Identity | None = None, *, identity: Identity | None = None) -> Register:
+    """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed, and
+    `identity` all the trusted members, where no key does.
+    """
+    keys = {name: identity.public for name, identity in members(config, identity).items()}
+    derived_names = () if identity else tuple(name for name in keys if signer is None or name != COORDINATOR)
     if signer is not None:
         keys[COORDINATOR] = signer.public
-    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names)
+    draws = config.defence.check_claims or config.check_steps or config.defence.redraw_every
+    secret = secret_of_draws(config) if draws else None
+    return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names, secret)
 
 
-def open_notary(run: str, config: RunConfig) -> Notary:
+def open_notary(run: str, config: RunConfig, identity: Identity | None = None) -> Notary:
     """The notary of a run; it writes where the run has a directory. Where nothing is checked there is no evidence."""
     if config.defence_name == "none":
         return Notary()
     out, key = config.output.dir, config.output.key
     signer = None if key is None else load_or_make(Path(key))
-    log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config)[COORDINATOR])
-    return Notary(register(run, config, signer), log)
+    log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config, identity)[COORDINATOR])
+    return Notary(register(run, config, signer, identity=identity), log)
 
 
 def arithmetics(config: RunConfig) -> dict[str, str]:

@@ -107,7 +107,7 @@ class DefenceConfig(Section):
     )
     redraw_every: int = Field(0, ge=0, description="steps after which other workers sit on the stages (0: never)")
     calibration: str | None = Field(None, description="file of bounds between numerics classes; None: measured at the start")
-    drift_factor: float = Field(2.0, ge=1, description="times the honest sum of drifts that a shadow may take over")
+    drift_factor: float = Field(2.0, ge=1, le=1e6, description="times the honest sum of drifts that a shadow may take over")
 
 
 class AttackConfig(Section):

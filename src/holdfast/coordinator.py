@@ -48,6 +48,7 @@ from holdfast.message import (
     SendState,
     StateAdopted,
     StateRefused,
+    StateTransfer,
     Update,
 )
 from holdfast.recover.remedy import Redo
@@ -121,6 +122,8 @@ class Coordinator:
         if isinstance(envelope.message, StateAdopted):
             self.membership.adopted(envelope.sender, envelope.message)
             return self._prepare()
+        if isinstance(envelope.message, StateTransfer):
+            return self._pass_on(envelope.sender, envelope.message)
         if envelope.sender in (*TRUSTED_PARTIES, ARCHIVE) and isinstance(envelope.message, StateRefused):
             self.refusals += envelope.sender == ARCHIVE
             self._deliveries.substituted(envelope.message)
@@ -203,6 +206,21 @@ class Coordinator:
         self._events += [Reshadowed(i, w, self.membership.version) for i, w in self.membership.new_shadows()]
         return self._start(self._wanted, 0, self.membership.settle())
 
+    def _pass_on(self, sender: str, transfer: StateTransfer) -> list[Envelope]:
+        """A state that did not reach its new holder comes through here: whoever fails now, sender or receiver, is out."""
+        if self._now is not None or self.broken:
+            return []
+        envelopes = self._deliveries.pass_on(sender, transfer.state)
+        for envelope in envelopes:
+            seat = (self.membership.version, transfer.state.stage, envelope.recipient)
+            self._timers.append((("handed", *seat), self._policy.deadline_s + self._policy.transfer_s))
+        while not self.broken and (false := self._untrusted(self.membership.exhausted)):
+            stage = transfer.state.stage
+            envelopes += self.worker_lost(
+                false[0], f"it sent the coordinator another state of stage {stage} than the sealed one"
+            )
+        return envelopes
+
     def _start(self, step: int, attempt: int, route: Route) -> list[Envelope]:
         sealed = {i: self.membership.digests[i] for i in route.stages}
         self._now = StepState(
@@ -254,6 +272,10 @@ class Coordinator:
         membership = self.membership
         if worker in membership.spares or worker in membership.route.workers or worker in membership.banned:
             return []
+        if self._is_to_be_banned(worker):
+            self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
+            membership.banned.add(worker)
+            return []
         membership.spares.append(worker)
         self._events.append(Joined(worker, self._step_number))
         return []
@@ -263,9 +285,11 @@ class Coordinator:
         if worker in self.membership.spares:
             self.membership.spares.remove(worker)
             self._events.append(WorkerLost(worker, self._step_number, reason))
-        if worker not in self.membership.route.workers or self.broken:
+        if worker not in self.membership.route.workers:
             return []
         self._events.append(WorkerLost(worker, self._step_number, reason))
+        if self.broken:  # whoever goes now does not come along when the run goes back
+            return []
         if worker in self.membership.route.trusted:
             raise FaultWindowExceeded(f"the trusted {worker} is lost ({reason}); start the run again from its checkpoint")
         if self.membership.without(worker) is None:
@@ -312,13 +336,18 @@ class Coordinator:
 
         False complaints are counted whatever the policy: they cost the coordinator itself.
         """
-        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
         for worker in self.membership.route.workers:
-            lies = counted[worker]
-            if lies >= self._policy.ban_after and self.membership.without(worker) is not None:
-                self._events.append(Banned(worker, lies, self._step_number))
+            if self._is_to_be_banned(worker) and self.membership.without(worker) is not None:
+                self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
                 self.membership.banned.add(worker)
                 self._take_over(worker)
+
+    def _lies_of(self, worker: str) -> int:
+        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
+        return counted[worker]
+
+    def _is_to_be_banned(self, worker: str) -> bool:
+        return self._lies_of(worker) >= self._policy.ban_after
 
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
@@ -345,6 +374,8 @@ class Coordinator:
         """No progress since the timer was set: first have everything sent again, then count the silent ones as dead."""
         if isinstance(token, tuple) and token[:1] == ("opening",):
             return self.inspector.on_timer(token)
+        if isinstance(token, tuple) and token[:1] == ("handed",):
+            return self._not_shown(*token[1:])
         self._armed = False
         if self.idle() or self.broken:
             return []
@@ -360,8 +391,18 @@ class Coordinator:
             if self._now is not None:
                 self._deliveries.overdue(self._now, silent[0])
             return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
+        if self._now is None and self.membership.handed.intersection(self.membership.missing()):
+            return []  # they have a deadline of their own, which began later
         self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything; {self.describe()}"
         return []
+
+    def _not_shown(self, version: int, stage: int, worker: str) -> list[Envelope]:
+        """A worker was handed a state by the coordinator itself, and has not shown its digest in time."""
+        seat, membership = (stage, worker), self.membership
+        waited = self._now is None and version == membership.version and seat in membership.handed
+        if not waited or self.broken or seat not in membership.missing():
+            return []
+        return self.worker_lost(worker, f"it has not shown the state of stage {stage} that the coordinator sent it")
 
     def _send_again(self) -> list[Envelope]:
         """What a stuck run may lack: a state, a tensor or a ruling that a silent or lying sender withheld."""
@@ -374,8 +415,7 @@ class Coordinator:
         """Untrusted workers that owe an answer, the surest first."""
         now = self._now
         if now is None:
-            owed = [worker for _, worker in self.membership.missing()]
-            owed += [source for stage, _ in self.membership.missing() for source in self.membership.sources(stage)[:1]]
+            owed = self.membership.owing()
         else:
             owed = [source for awaited in now.awaited.values() for source in awaited.sources]
             owed += [holder for stage in now.unopened for holder in now.route.holders(stage)]
@@ -386,7 +426,12 @@ class Coordinator:
                 updating=now.update is not None,
                 likeness=self._policy.likeness,
             )
-        return [worker for worker in dict.fromkeys(owed) if worker not in (*self.membership.route.trusted, REFEREE)]
+        return self._untrusted(owed)
+
+    def _untrusted(self, workers: Sequence[str]) -> list[str]:
+        """Those who can be lost: they have a seat, and are no trusted party."""
+        route = self.membership.route
+        return [worker for worker in dict.fromkeys(workers) if worker in route.workers and worker not in route.trusted]
 
     def _arm(self) -> None:
         """One timer at a time; one that was set before the last progress only sets the next."""
@@ -396,11 +441,11 @@ class Coordinator:
             self._timers.append((self._pulse(), self._policy.deadline_s + self._policy.transfer_s * bool(moving)))
 
     def _pulse(self) -> tuple[int, ...]:
-        """Changes whenever the run has moved on."""
+        """Changes whenever the run has moved on; also where a tensor was handed on from here: its receiver has just got it."""
         now = self._now
         if now is None:
             return (self.membership.version, len(self.membership.missing()))
-        return (now.step, now.attempt, len(now.board.accepted), len(now.findings))
+        return (now.step, now.attempt, len(now.board.accepted), len(now.findings), len(now.handed))
 
     # -- small things ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ complaint 1 --> another holder sends it again          nothing is proven between
 complaint 2 --> through the coordinator, checked       what comes false is its sender's lie
 complaint about that, or about a trusted sender        is its author's lie
 nothing comes                                          sent again; who does not send to the coordinator misses its deadline
+a state for a new holder does not come, or false       the same way, between two steps
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from holdfast.blame import Blame
-from holdfast.claim import Claim, ClaimKey, Direction
+from holdfast.claim import Claim, ClaimKey, Direction, Role, StageState
 from holdfast.deadline import absent, due
-from holdfast.digest import tensor_digest
+from holdfast.digest import state_digest, tensor_digest
 from holdfast.evidence.notary import DEADLINE
 from holdfast.membership import Membership
-from holdfast.message import Accepted, Complaint, Envelope, Message, StateRefused, Supply
+from holdfast.message import Accepted, Complaint, Envelope, Message, StateRefused, StateTransfer, Supply
 from holdfast.stage import COORDINATOR, REFEREE, TRUSTED_PARTIES
 from holdfast.step import Awaited, Policy, StepState
 
@@ -75,8 +76,13 @@ class Deliveries:
         """Between two workers nothing can be proven: whoever signed `key` sends it to the coordinator, which hands it on."""
         output = now.board.accepted[key]
         signers = tuple(header.worker for header in now.board.headers(key) if header.output == output)
-        sources = tuple(worker for worker in signers if worker != consumer)
+        return self._fetch(now, key, tuple(worker for worker in signers if worker != consumer), consumer)
+
+    def _fetch(self, now: StepState, key: ClaimKey, sources: tuple[str, ...], consumer: str) -> list[Envelope]:
+        if (key, consumer) in now.handed:
+            return []  # it has got it from here, and nobody else owes it anything
         awaited = now.awaited.setdefault(key, Awaited(sources))
+        awaited.sources = sources  # those of before may be lost
         awaited.consumers[consumer] = None
         return [_to(source, Supply(key, (COORDINATOR,))) for source in awaited.sources]
 
@@ -100,6 +106,18 @@ class Deliveries:
                     involved = [worker for worker in (primary, consumer) if worker not in now.route.trusted]
                     self._blame.alert(key, "withheld", tuple(involved), DEADLINE)
                     envelopes += self.send_again(now, key, consumer, avoid=primary)
+        return envelopes if now.route.jump else envelopes + self._not_shown(now)
+
+    def _not_shown(self, now: StepState) -> list[Envelope]:
+        """Without the jumping connection a shadow has its input from the primary alone: what it may not have been shown."""
+        envelopes = []
+        for key in list(now.board.keys()):
+            said, shadow = now.board.header(key, Role.PRIMARY), now.route.shadows[key.stage]
+            silent = now.board.header(key, Role.SHADOW) is None and key not in now.board.accepted
+            if key.direction is Direction.FORWARD and silent and said is not None and shadow is not None:
+                involved = [worker for worker in (said.worker, shadow) if worker not in now.route.trusted]
+                self._blame.alert(key, "withheld", tuple(involved), DEADLINE)
+                envelopes += self._fetch(now, key, (said.worker,), shadow)
         return envelopes
 
     def overdue(self, now: StepState, worker: str) -> None:
@@ -136,6 +154,24 @@ class Deliveries:
         now.relayed.setdefault(key, (sender, claim))
         return self.forward_relayed(now, key) if key in now.board.accepted else []
 
+    def pass_on(self, sender: str, state: StageState) -> list[Envelope]:
+        """A sealed state on its way to seats that were sent another one, or none: handed on if it is the right one.
+
+        Raises ProtocolError for a state that no run can have come to.
+        """
+        stage, membership = state.stage, self._membership
+        workers = membership.awaiting(stage, sender)
+        if not workers or state.version != membership.version:
+            return []
+        got, sealed = state_digest(state), membership.digests[stage]
+        if got != sealed:
+            membership.failed(stage, sender)
+            self.substituted(StateRefused(stage, state.version, sender, got, sealed))
+            return []
+        membership.handed |= {(stage, worker) for worker in workers}
+        route = membership.target()
+        return [_to(worker, StateTransfer(state, route.role(stage, worker))) for worker in workers]
+
     def substituted(self, refused: StateRefused) -> None:
         """A trusted party was sent another state than the sealed one, by somebody who holds the stage."""
         key = ClaimKey(refused.version - 1, 0, Direction.UPDATE, refused.stage)
@@ -148,14 +184,26 @@ class Deliveries:
         self._blame.convict(key, (sender,), "state")
 
     def _answered(self, now: StepState, key: ClaimKey, sender: str, claim: Claim) -> list[Envelope]:
-        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie."""
-        got = tensor_digest(claim.tensor)
-        if got == now.board.accepted[key]:
-            return [_to(consumer, claim) for consumer in now.awaited.pop(key).consumers]
+        """Who was asked by the coordinator itself has sent something; what is not the accepted tensor is its own lie.
+
+        A claim that is not accepted yet was asked for by the word of its author: its header names what it must be and show.
+        """
+        got, wanted = tensor_digest(claim.tensor), now.board.accepted.get(key)
+        if wanted is None:
+            said = now.board.header(key, Role.PRIMARY)
+            if said is None or said.worker != sender:
+                return []  # it has been replaced meanwhile
+            wanted = said.output
+            if got == wanted:
+                got, wanted = b"" if claim.origin is None else tensor_digest(claim.origin), b"".join(said.inputs)
+        if got == wanted:
+            consumers = now.awaited.pop(key).consumers
+            now.handed |= {(key, consumer) for consumer in consumers}
+            return [_to(consumer, claim) for consumer in consumers]
         if (key, sender) not in now.unfounded:
             now.unfounded.add((key, sender))
             self._blame.alert(key, "delivery", (sender,))
-            self._notary.misdelivered(key, sender, got, now.board.accepted[key])
+            self._notary.misdelivered(key, sender, got, wanted)
             self._blame.convict(key, (sender,), "delivery")
         return []
 

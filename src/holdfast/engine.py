@@ -30,13 +30,15 @@ class Company(Protocol):
 class Ensemble:
     """Whom an engine brings together: `trusted` actors of this machine, and the untrusted `workers` by name.
 
-    `builder` builds them (or is sent along as its blueprint), `sign(name)` is the hand of each in a simulation.
+    `builder` builds them (or is sent along as its blueprint), `sign(name)` is the hand of each in a simulation; where they have
+    keys of their own, `enroll(name, key)` is told before anything that they sign can come.
     """
 
     trusted: Sequence[Actor]
     workers: Sequence[str]
     builder: Builder
     sign: Callable[[str], Sign]
+    enroll: Callable[[str, bytes], None] = lambda _name, _key: None
 
 
 class Launcher(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
@@ -33,6 +33,9 @@ from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
 from holdfast.trainer import Trainer
 
+if TYPE_CHECKING:
+    from holdfast.host import Host
+
 AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
 
 
@@ -41,8 +44,9 @@ class Experiment:
 
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
-    nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
-    written.
+    nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
+    where the config wants one. With a `host` the workers are machines that join, and all keys are their own. Raises ConfigError
+    and the like before anything is written.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Experiment:
         observers: Sequence[Observer] = (),
         label: str = "",
         resume: Path | str | None = None,
+        host: Host | None = None,
         **settings: Any,
     ) -> None:
         tables = _tables(config, resume)
@@ -65,17 +70,18 @@ class Experiment:
         self.label = label or _label(self.config)
         self.record: RunRecord | None = None
         self._out = _directory(self.config, resumed=resume is not None)
-        self.metrics: MetricsServer | None = None  # while it runs, where the config wants one
+        self.metrics: MetricsServer | None = None
         self._metrics = _metrics(self.config)
         self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
-            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
-            open_engine=_engine(self.config, troupe, objects, self._out),
+            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
+            open_engine=_engine(self.config, troupe, objects, self._out) if host is None else host.engine,
+            identity=None if host is None else host.identity,
         )
 
     def run(self) -> RunResult:
@@ -129,6 +135,10 @@ def _engine(
     if troupe is None:
         return partial(processes, Staging(config, logs=logs))
     return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
+
+
+_BESIDE = ("host", "workers", "control.sock")
+"""What may lie in a run's directory before the run does: that of its host and of its workers' processes."""
 
 
 class _Recorder:
@@ -210,7 +220,7 @@ def _directory(config: RunConfig, *, resumed: bool) -> Path | None:
     if config.output.dir is None:
         return None
     out = Path(config.output.dir)
-    if not resumed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resumed and out.exists() and (not out.is_dir() or any(entry.name not in _BESIDE for entry in out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; choose another --out, or go on with a run by --resume {out}")
     return out
 

@@ -1,8 +1,9 @@
 """Who holds which stage, and how much is left of them: seats, sealed digests, proven lies.
 
 A seat counts only once its worker has shown the sealed digest. Before a step every seat of the route must count; what is
-missing (a new shadow, a holder whose own version was rejected at the seal) is sent by a holder that has it. A worker that
-goes takes its seats along; a stage whose last holder goes is beyond the fault window.
+missing (a new shadow, a holder whose own version was rejected at the seal) is sent by a holder that has it. Where another
+state arrives, or none, nothing is proven between the two: every holder sends it to the coordinator, which checks it and hands
+it on. A worker that goes takes its seats along; a stage whose last holder goes is beyond the fault window.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 from holdfast.message import SendState, StateAdopted
 from holdfast.route import Route, reshadowed, without
+from holdfast.stage import COORDINATOR
 
 
 def relieve(route: Route, spares: Sequence[str]) -> tuple[str, ...]:
@@ -37,7 +39,7 @@ def relieve(route: Route, spares: Sequence[str]) -> tuple[str, ...]:
 class Membership:
     """Base route of the run (without the edits of one step), sealed version and digests, and the record of each worker.
 
-    `members` are all that it began with, the lost ones too.
+    `members` are all that it began with, the lost ones too; `handed` are the seats whose state a trusted party has sent.
     """
 
     def __init__(self, route: Route, version: int, digests: Mapping[int, bytes], *, shadowed: bool) -> None:
@@ -53,7 +55,8 @@ class Membership:
         self._shadowed = shadowed
         self._before: Route | None = None
         self._holding: set[tuple[int, str]] = set()
-        self._tries: Counter[tuple[int, str]] = Counter()
+        self._doubted: dict[tuple[int, str], set[str]] = {}
+        self.handed: set[tuple[int, str]] = set()
         self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
 
     def adopted(self, worker: str, message: StateAdopted) -> bool:
@@ -64,9 +67,16 @@ class Membership:
         good = message.version == self.version and message.digest == self.digests[message.stage]
         if good:
             self._holding.add(seat)
-        if good or self._tries[seat] < 2 * len(self.sources(message.stage)):
-            self._asked.discard(seat)  # at once, but not for ever: a false word would order whole states as fast as it is said
+            self._asked.discard(seat)
+        else:
+            self._doubt(seat)
         return good
+
+    def _doubt(self, seat: tuple[int, str]) -> None:
+        """Who is to blame is open, the sender or the receiver: the state comes through the coordinator, once."""
+        if seat not in self._doubted:
+            self._doubted[seat] = set()
+            self._asked.discard(seat)
 
     def distrust(self, stage: int, worker: str) -> None:
         """The worker's version of `stage` was rejected: it gets the sealed one again before the next step."""
@@ -98,6 +108,9 @@ class Membership:
         self.route, self._before = replace(route, epoch=max(route.epoch, self.route.epoch + 1)), None
         self._holding = {seat for seat in self._holding if seat[1] != worker}
         self._asked.clear()
+        for seat in [seat for seat in self._doubted if seat[1] == worker]:
+            del self._doubted[seat]
+            self.handed.discard(seat)
 
     def target(self) -> Route:
         """The route that the next step should run on: every untrusted stage shadowed."""
@@ -109,26 +122,60 @@ class Membership:
         return [(i, w) for i in route.stages for w in route.holders(i) if (i, w) not in self._holding]
 
     def transfers(self) -> list[tuple[str, SendState]]:
-        """Orders to send what is missing, each asked once; after a failed attempt another holder is asked, if there is one."""
+        """Orders to send what is missing, each once: to one holder; after a failed attempt to all, for the coordinator."""
         route = self.target()
         orders = []
         for stage, worker in self.missing():
-            sources = self.sources(stage)
-            if not sources or (stage, worker) in self._asked:
+            seat, sources = (stage, worker), self.sources(stage)
+            if not sources or seat in self._asked or seat in self.handed:
                 continue
             role = route.role(stage, worker)
             assert role is not None
-            self._asked.add((stage, worker))
-            orders.append((sources[self._tries[stage, worker] % len(sources)], SendState(stage, self.version, worker, role)))
-            self._tries[stage, worker] += 1
+            self._asked.add(seat)
+            if seat in self._doubted:
+                untried = [source for source in sources if source not in self._doubted[seat]]
+                orders += [(source, SendState(stage, self.version, COORDINATOR, role)) for source in untried]
+            else:
+                orders.append((sources[0], SendState(stage, self.version, worker, role)))
         return orders
+
+    def awaiting(self, stage: int, source: str) -> list[str]:
+        """The workers for whose seats `source` owes the coordinator the state of `stage`."""
+        if source not in self.sources(stage):
+            return []
+        seats = [seat for seat in self.missing() if seat[0] == stage and seat in self._doubted and seat not in self.handed]
+        return [seat[1] for seat in seats if source not in self._doubted[seat]]
+
+    def failed(self, stage: int, source: str) -> None:
+        """What `source` sent the coordinator was not the sealed state of `stage`."""
+        for worker in self.awaiting(stage, source):
+            self._doubted[stage, worker].add(source)
+
+    @property
+    def exhausted(self) -> list[str]:
+        """Holders of a state that is missing somewhere, of whom each has sent the coordinator another one."""
+        found = []
+        for seat in self.missing():
+            sources = self.sources(seat[0]) if seat in self._doubted and seat not in self.handed else []
+            found += sources if all(source in self._doubted[seat] for source in sources) else []
+        return list(dict.fromkeys(found))
+
+    def owing(self) -> list[str]:
+        """Who keeps seats empty, the surest first: holders that have not sent the coordinator what it asked for; where there is
+        none, who was sent the first states. Whoever was handed a state by a trusted party has a deadline of its own.
+        """
+        open_seats = [seat for seat in self.missing() if seat not in self.handed]
+        return [
+            worker for seat in open_seats for worker in (self.sources(seat[0]) if seat in self._doubted else []) or [seat[1]]
+        ]
 
     def settle(self) -> Route:
         """Adopt the target route; call when nothing is missing."""
         assert not self.missing()
         self.route, self._before = self.target(), None
         self._holding = {(i, w) for i in self.route.stages for w in self.route.holders(i)}
-        self._tries.clear()
+        self._doubted.clear()
+        self.handed.clear()
         return self.route
 
     def reseat(self, primaries: tuple[str, ...]) -> None:
@@ -148,8 +195,10 @@ class Membership:
         self._holding.add((stage, trusted))
 
     def ask_again(self) -> None:
-        """Whoever was asked for a state and did not deliver may be asked again."""
+        """What has not arrived in time is asked for again, from now on through the coordinator."""
         self._asked.clear()
+        for seat in self.missing():
+            self._doubt(seat)
 
     def sources(self, stage: int) -> list[str]:
         """Every member that has shown the sealed state of `stage`, the shadow first (it has less to send)."""

@@ -175,11 +175,16 @@ class Referee:
         return Envelope(self.name, COORDINATOR, Lacking(case.key, state, inputs))
 
     def _take_tensor(self, sender: str, claim: Claim) -> list[Envelope]:
-        key, got = claim.header.key, tensor_digest(claim.tensor)
-        if key in self._cases:
-            self._take_account(self._cases[key], sender, got, claim.tensor)
-        accepted = {digest for case in self._cases.values() for wanted, digest in case.inputs if wanted == key}
-        if key not in self._tensors and got in accepted:
+        key = claim.header.key
+        case = self._cases.get(key)
+        accepted = {digest for other in self._cases.values() for wanted, digest in other.inputs if wanted == key}
+        wanted = key not in self._tensors and bool(accepted)
+        if not wanted and (case is None or not case.measure):
+            return []  # other holders were asked too; what is not needed any more is not hashed
+        got = tensor_digest(claim.tensor)
+        if case is not None:
+            self._take_account(case, sender, got, claim.tensor)
+        if wanted and got in accepted:
             self._tensors[key] = claim.tensor
         return []
 

@@ -162,9 +162,10 @@ def add_attacks(
     tables: Mapping[str, Any], specs: Sequence[str], rate: float | None = None, stages: str | None = None
 ) -> dict[str, Any]:
     """Attacks named on the command line replace those of the file; `rate` and `stages` apply to whichever stand then."""
-    attacks: list[dict[str, Any]] = [split_attack(spec) for spec in specs] or [
-        dict(table) for table in tables.get("attack", ())
-    ]
+    given = tables.get("attack", ())
+    if not isinstance(given, list | tuple) or not all(isinstance(table, Mapping) for table in given):
+        raise ConfigError("attack: needed are tables, each [[attack]] with a spec")
+    attacks: list[dict[str, Any]] = [split_attack(spec) for spec in specs] or [dict(table) for table in given]
     if not attacks and (rate is not None or stages is not None):
         raise ConfigError("--rate and --attack-stages say how an attack strikes, and there is none; add --attack NAME")
     for table in attacks:

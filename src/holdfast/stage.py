@@ -209,7 +209,7 @@ class Stage:
     def claim_gradient(self) -> list[Envelope]:
         """Sign the accumulated gradient: its digest, and the norm of each parameter."""
         self._now.posted = True
-        if not self._terms.checked:
+        if self._stays_home:
             return [self._to(COORDINATOR, self._header(self._key(Direction.GRADIENT), (), b"", self.execution.norms()))]
         gradient = self.execution.gradient()
         self._now.digest = gradient.digest
@@ -230,10 +230,18 @@ class Stage:
             self._resynchronise(self._now.offered, self._now.waiting)
             self._now.waiting = None
         key = self._key(Direction.UPDATE)
-        if not self._terms.checked:
+        if self._stays_home:
             return [self._to(COORDINATOR, self._header(key, (), b""))]
         header = self._header(key, (self._now.digest,), state_digest(self.candidate()))
         return [self._to(COORDINATOR, header), *self._offers()]
+
+    @property
+    def _stays_home(self) -> bool:
+        """Whether nobody reads digests of this gradient and this state: nothing is checked, or the stage is one of the two that
+        only the initiator ever holds; it has no shadow, and leaves it for a checkpoint, where its state is hashed.
+        """
+        own = self.execution.module.first or self.execution.module.last
+        return not self._terms.checked or (own and self._route is not None and self._route.is_trusted(self.index))
 
     # -- across numerics classes -------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class StepState:
     equivocators: set[tuple[ClaimKey, str]] = field(default_factory=set)
     unheard: set[ClaimKey] = field(default_factory=set)
     awaited: dict[ClaimKey, Awaited] = field(default_factory=dict)
+    handed: set[tuple[ClaimKey, str]] = field(default_factory=set)
     unfounded: set[tuple[ClaimKey, str]] = field(default_factory=set)
     lacking: dict[ClaimKey, Lacking] = field(default_factory=dict)
     redo: tuple[Redo, str] | None = None

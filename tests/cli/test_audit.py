@@ -14,6 +14,8 @@ import pytest
 
 from holdfast.evidence.identity import load
 from holdfast.experiment import Experiment
+from holdfast.seeds import derive
+from holdfast.verify.spotcheck import Sampling
 
 SMALL: dict[str, Any] = {
     "model": "gpt2:layers=5,width=16,heads=2",
@@ -62,7 +64,21 @@ def test_a_run_without_lies_is_clean(holdfast: Any, runs: Any) -> None:
     assert outcome.code == 0
     assert "intact: every record is there" in outcome.out
     assert "No worker is proven guilty." in outcome.out
-    assert (out / "evidence.jsonl").read_bytes().count(b"\n") == 1 + SMALL["steps"] + 1, "an honest step costs one line"
+    lines = (out / "evidence.jsonl").read_bytes().count(b"\n")
+    assert lines == 1 + SMALL["steps"] + 1 + 1, "an honest step costs one line, and so does what comes together at the end"
+
+
+def test_the_draws_of_a_run_can_be_drawn_again(holdfast: Any, runs: Any) -> None:
+    """From the secret that the log committed to at its beginning, each deployment by its number."""
+    out, result = runs("drawn", defence="spot-check", check_steps=0.5, steps=4)
+    events = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
+    checked = {(event["step"], event["stage"]) for event in events if event["event"] == "SpotChecked"}
+    outcome = holdfast("audit", str(out), "--json")
+    assert (outcome.code, result.rollbacks) == (0, 0)
+    sampling = Sampling(derive(json.loads(outcome.out)["draws"]["secret"], "deployment", 0), steps=0.5)
+    assert (
+        checked == {(step, stage) for step in range(4) for stage in (1, 2, 3) if sampling.draws_step(step, 0, stage)} != set()
+    )
 
 
 @pytest.mark.parametrize("name", quick(ATTACKS, "forward", "delivery", "two"))

@@ -2,7 +2,8 @@
 
     what is ready (headers whose inputs are known, findings, adopted states, losses) --> one is delivered --> orders are obeyed
 
-Lies, silence and deaths are told to the world beforehand; everybody else does his duty.
+Lies, silence and deaths are told to the world beforehand; everybody else does his duty. `spoilt` workers send states with the
+digest that is given there, `denying` ones say that another state has arrived, whatever has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.claim import ClaimKey, Direction, Header, Role
+from holdfast.claim import ClaimKey, Direction, Header, Role, StageState
 from holdfast.coordinator import Coordinator
 from holdfast.membership import Membership
 from holdfast.message import (
@@ -26,6 +27,7 @@ from holdfast.message import (
     NewRoute,
     SendState,
     StateAdopted,
+    StateTransfer,
     Update,
 )
 from holdfast.optimizer import Clipping
@@ -37,6 +39,20 @@ from holdfast.verify.spotcheck import Sampling
 
 LETTERS = {"a": Direction.FORWARD, "g": Direction.BACKWARD, "G": Direction.GRADIENT, "U": Direction.UPDATE}
 FORWARD, BACKWARD, GRADIENT, UPDATE = Direction
+
+
+def state_of(stage: int, version: int, digest: bytes) -> StageState:
+    """A state that is nothing but its digest."""
+    return StageState(stage, version, version, {"digest": digest}, {})  # type: ignore[dict-item]
+
+
+def state_digest(state: StageState) -> bytes:
+    return state.weights["digest"]  # type: ignore[return-value]
+
+
+@pytest.fixture(autouse=True)
+def _digests_for_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.deliveries.state_digest", state_digest)
 
 
 @dataclass
@@ -94,6 +110,8 @@ class World:
         self.asked: list[tuple[str, int, str]] = []
         self.timers: list[tuple[object, float]] = []
         self.examined: list[Envelope] = []
+        self.spoilt: dict[str, bytes] = {}
+        self.denying: set[str] = set()
         self.withheld: Callable[[ClaimKey], bool] = lambda _key: False
 
     def _clip(self, norms: Any) -> Clipping:
@@ -201,10 +219,19 @@ class World:
             case SendState(stage, version, to, role) if role is not None:
                 self.asked.append((envelope.recipient, stage, to))
                 if envelope.recipient not in self.dead:
-                    digest = self.coordinator.membership.digests[stage]
-                    self._later(to, StateAdopted(stage, version, role, digest))
+                    digest = self.spoilt.get(envelope.recipient, self.coordinator.membership.digests[stage])
+                    if to == "coordinator":
+                        self._later(envelope.recipient, StateTransfer(state_of(stage, version, digest), role))
+                    else:
+                        self._show(to, stage, version, role, digest)
+            case StateTransfer(state, Role() as role):
+                self._show(envelope.recipient, state.stage, state.version, role, state_digest(state))
             case _:
                 pass
+
+    def _show(self, worker: str, stage: int, version: int, role: Role, digest: bytes) -> None:
+        if worker not in self.dead:
+            self._later(worker, StateAdopted(stage, version, role, b"" if worker in self.denying else digest))
 
     def _later(self, sender: str, message: Any) -> None:
         self.waiting.append(Envelope(sender, "coordinator", message))

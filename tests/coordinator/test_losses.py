@@ -2,10 +2,10 @@
 
 import pytest
 
-from holdfast.claim import Role
+from holdfast.claim import Claim, Role, StageState
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Alert, ClaimReplaced, Reshadowed, Ruling, StepRestarted, TakenOver, WorkerLost
-from holdfast.message import Accepted, Examine, NewRoute, StateAdopted, Supply
+from holdfast.message import Accepted, Examine, NewRoute, StateAdopted, StateTransfer, Supply
 from holdfast.recover.skip import Skip
 
 
@@ -233,17 +233,124 @@ def test_a_referee_that_heard_nothing_is_asked_again(world):
     assert w.run().sealed == world().step().sealed
 
 
-def test_who_does_not_show_a_state_is_lost_after_a_second_order(world):
-    w = world().step()
+# -- a state on its way to a new holder ----------------------------------------------------------------------------------
+
+
+def vacant(world, **more):
+    """w2 is gone: w1 and w3 are to send their states, stage 1 to w3 and stage 2 to w0."""
+    w = world(**more).step()
     w.lose("w2")
+    return w
+
+
+def test_what_does_not_arrive_is_asked_for_again_through_the_coordinator(world):
+    w = vacant(world)
     w.begin()
     w.waiting.clear()  # neither state arrives
     w.ring()
     w.ring()
-    assert w.asked == [("w1", 1, "w3"), ("w3", 2, "w0")] * 2
+    assert w.asked == [("w1", 1, "w3"), ("w3", 2, "w0"), ("w1", 1, "coordinator"), ("w3", 2, "coordinator")]
+    assert w.run().sealed == world().step().step().sealed
+    assert [event.worker for event in w.of(WorkerLost)] == ["w2"]
+
+
+def test_who_does_not_send_a_state_to_the_coordinator_is_lost_and_not_the_new_holder(world):
+    w = vacant(world)
+    w.begin()
     w.waiting.clear()
     w.ring()
+    w.ring()
+    w.waiting = [envelope for envelope in w.waiting if envelope.sender != "w1"]
+    while w.waiting:
+        w.deliver()
+    while not w.coordinator.broken:
+        w.ring()
+        w.waiting = [envelope for envelope in w.waiting if envelope.sender != "w1"]
+    assert w.coordinator.broken == "both holders of a stage are lost, w1 last (no progress within 20 s)"
+    assert [event.worker for event in w.of(WorkerLost)] == ["w2", "w1"]
+
+
+def test_who_does_not_show_what_the_coordinator_handed_it_is_lost_and_not_the_sender(world):
+    w = vacant(world)
+    w.denying.add("w3")
+    w.begin()
+    while len(w.of(WorkerLost)) < 2 and not w.coordinator.broken:
+        w.deliver()
+    assert w.asked == [("w1", 1, "w3"), ("w3", 2, "w0"), ("w1", 1, "coordinator")], "a false word orders one state more"
+    (_, lost) = w.of(WorkerLost)
+    assert (lost.worker, lost.reason) == ("w3", "it has not shown the state of stage 1 that the coordinator sent it")
+    assert not w.of(Ruling)
+
+
+def test_a_holder_of_false_states_is_convicted_and_lost_at_once_and_the_new_holder_keeps_its_seat(world):
+    w = vacant(world, size=6)
+    w.spoilt["w3"] = b"false"
+    w.begin()
+    rung = len(w.timers)
+    for _ in range(8):
+        w.deliver()
+        assert len(w.timers) <= rung + 1, "no deadline passes"
+    assert w.asked == [("w1", 1, "w3"), ("w3", 2, "w4"), ("w3", 2, "coordinator")]
+    (ruling,) = w.of(Ruling)
+    assert (ruling.culprits, ruling.reason, ruling.stage) == (("w3",), "state", 2)
     assert [event.worker for event in w.of(WorkerLost)] == ["w2", "w3"]
+    assert w.coordinator.broken.startswith("both holders of a stage are lost, w3 last (it sent the coordinator another state")
+
+
+def test_of_two_holders_one_honest_is_enough(world):
+    """w3 showed another state than the sealed one; its primary sends false ones, and the referee has the right one."""
+    w = world().begin()
+    w.coordinator.membership.vouch(2, "referee")
+    w.run()
+    members = w.coordinator.membership
+    members.distrust(2, "w3")
+    members.vouch(2, "referee")
+    w.spoilt["w2"] = b"false"
+    w.begin()
+    w.run()
+    assert w.asked == [("w2", 2, "w3"), ("w2", 2, "coordinator"), ("referee", 2, "coordinator")]
+    assert [event.culprits for event in w.of(Ruling)] == [("w2",)]
+    assert not w.of(WorkerLost)
+    assert w.coordinator.broken is None
+
+
+@pytest.mark.parametrize("sender", ["w1", "w3", "w4", "nobody"])
+def test_a_state_that_the_coordinator_has_not_asked_for_is_not_looked_at(world, sender, monkeypatch):
+    w = vacant(world, size=6)
+    w.begin()
+    monkeypatch.setattr("holdfast.deliveries.state_digest", None)
+    assert w.say(sender, StateTransfer(StageState(2, 1, 1, {}, {}), Role.SHADOW)) == []
+
+
+def test_a_second_false_state_is_not_looked_at(world, monkeypatch):
+    w = vacant(world, size=6)
+    w.coordinator.membership.vouch(2, "referee")
+    w.spoilt |= {"w3": b"false", "referee": b"false"}
+    w.begin()
+    w.say("w4", StateAdopted(2, 1, Role.SHADOW, b"false"))
+    false = StateTransfer(StageState(2, 1, 1, {"digest": b"false"}, {}), Role.SHADOW)
+    assert w.say("w3", false) == []
+    monkeypatch.setattr("holdfast.deliveries.state_digest", None)
+    assert w.say("w3", false) == []
+
+
+def test_what_is_handed_on_just_before_the_deadline_gives_its_receiver_time(world, monkeypatch):
+    """Or a liar could have its neighbour thrown out by sending late what the coordinator asks it for."""
+    monkeypatch.setattr("holdfast.deliveries.tensor_digest", lambda tensor: tensor)
+    w = world(alone=True).begin()
+    for m in range(2):
+        w.post("w0", f"a0{m}")
+        w.post("w1", f"a1{m}")
+    w.ring()
+    assert {key for _, supply in messages(w.ring(), Supply) for key in [supply.key]} >= {w.key("a10"), w.key("a11")}
+    for m in range(2):
+        header = w.honest("w1", w.key(f"a1{m}"))
+        assert [to for to, _ in messages(w.say("w1", Claim(header, header.output)), Claim)] == ["w2"]
+    w.ring()
+    assert not w.of(WorkerLost)
+    w.ring()
+    w.ring()
+    assert [event.worker for event in w.of(WorkerLost)] == ["w2"], "but not for ever"
 
 
 def test_a_stuck_run_with_nobody_to_blame_is_broken(world):
@@ -290,3 +397,11 @@ def test_who_does_not_open_to_the_referee_misses_the_coordinators_deadline(world
             break
     assert {event.worker for event in w.of(WorkerLost)} <= {"w2", "w3"}
     assert w.of(WorkerLost), "nobody is held to it"
+
+
+def test_who_goes_after_the_run_is_broken_does_not_come_along_when_it_goes_back(world):
+    w = world(size=6).begin()
+    for worker in ("w1", "w2", "w4"):
+        w.lose(worker)
+    assert w.coordinator.broken
+    assert [event.worker for event in w.of(WorkerLost)] == ["w1", "w2", "w4"]

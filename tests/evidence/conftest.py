@@ -35,11 +35,12 @@ class Desk:
     path: Path
     deployments: int = 0
     version: int = 0
+    secret: int | None = None
 
     def __post_init__(self) -> None:
         keys = {name: identity.public for name, identity in IDENTITIES.items()}
         self.log = EvidenceLog(self.path, IDENTITIES["coordinator"])
-        self.notary = Notary(Register("run", b"c" * 32, keys, tuple(keys)), self.log)
+        self.notary = Notary(Register("run", b"c" * 32, keys, tuple(keys), self.secret), self.log)
 
     def deploy(self, version: int = 0) -> Desk:
         self.deployments, self.version = self.deployments + 1, version
@@ -71,8 +72,8 @@ class Desk:
         self.notary.sealed(self.version, self.version - 1, 0, {stage: bytes([stage]) * 32 for stage in range(5)})
         return self
 
-    def close(self) -> Desk:
-        self.notary.close("finished")
+    def close(self, ended: str = "finished") -> Desk:
+        self.notary.close(ended)
         return self
 
     def audit(self, **more: Any) -> Audit:
@@ -89,7 +90,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 @pytest.fixture(scope="session")
 def reopened() -> Callable[[Desk], Desk]:
     """The same log in another process."""
-    return lambda desk: Desk(desk.path, desk.deployments)
+    return lambda desk: Desk(desk.path, desk.deployments, secret=desk.secret)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from holdfast.claim import Direction, Role
+from holdfast.errors import ProtocolError
+from holdfast.evidence.draws import blind, commitment
 from holdfast.evidence.identity import derived
-from holdfast.evidence.record import Accusation, Equivocated, Found, Ruled
+from holdfast.evidence.log import read_line
+from holdfast.evidence.record import Accusation, Committed, Equivocated, Found, Revealed, Ruled
 from holdfast.evidence.story import explain, page
 from holdfast.message import Finding
 
@@ -187,6 +190,67 @@ def test_a_gap_between_seals(desk: Any) -> None:
     assert "version 3 is sealed after version 1" in unsound(desk.seal())
 
 
+def sealed(desk: Any, *nameless: int) -> Any:
+    """The next version stands; `nameless` stages are sealed without a digest."""
+    desk.version += 1
+    digests = {stage: b"" if stage in nameless else bytes([stage]) * 32 for stage in range(5)}
+    desk.notary.sealed(desk.version, desk.version - 1, 0, digests)
+    return desk
+
+
+def collected(desk: Any, *digests: bytes, version: int | None = None) -> Any:
+    desk.notary.collected(desk.version if version is None else version, dict(enumerate(digests)))
+    return desk
+
+
+OWN = tuple(bytes([stage]) * 32 for stage in range(5))
+
+
+def test_the_initiator_s_own_stages_are_sealed_without_a_digest_and_collected_with_one(desk: Any) -> None:
+    found = collected(sealed(desk, 0, 4), *OWN).close().audit()
+    assert (found.status, found.clean) == ("intact", True)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_no_untrusted_stage_is_sealed_without_a_digest(desk: Any, stage: int) -> None:
+    assert f"a seal without a digest for stages [{stage}]" in unsound(sealed(desk, 0, stage))
+
+
+def test_not_even_one_that_the_initiator_has_taken_over(desk: Any) -> None:
+    """A worker that joins may relieve it of that stage, and must know which state is the right one."""
+    desk.notary.took_over(3, "w3", "initiator", 0)
+    assert "a seal without a digest for stages [3]" in unsound(sealed(desk, 0, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("digests", "version", "fault"),
+    [
+        ((*OWN[:2], TRUE, *OWN[3:]), 1, "that are not the sealed ones"),
+        ((b"", *OWN[1:]), 1, "that do not all have a digest"),
+        (OWN[:4], 1, "that do not all have a digest"),
+        (OWN, 0, "of version 0 come together at version 1"),
+        (OWN, 2, "of version 2 come together at version 1"),
+    ],
+)
+def test_what_comes_together_is_what_was_sealed(desk: Any, digests: tuple[bytes, ...], version: int, fault: str) -> None:
+    assert fault in unsound(collected(sealed(desk, 0, 4), *digests, version=version))
+
+
+def test_a_log_of_the_first_schema_is_read_and_gone_on_with(desk: Any, reopened: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("holdfast.evidence.notary.SCHEMA", 1)
+    desk.path.unlink()
+    old = type(desk)(desk.path).deploy().seal().close()
+    assert (old.audit().opening.schema, old.audit().status) == (1, "intact")
+    monkeypatch.undo()
+    assert reopened(old).deploy(version=1).seal().close().audit().status == "intact"
+
+
+def test_a_log_of_a_later_schema_is_not_read(desk: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("holdfast.evidence.notary.SCHEMA", 3)
+    desk.path.unlink()
+    assert "schema 3; this version reads 1 and 2" in unsound(type(desk)(desk.path).deploy())
+
+
 def test_a_second_opening(desk: Any, reopened: Any) -> None:
     desk.notary._write(desk.audit().opening)
     assert "a second opening" in unsound(desk)
@@ -232,10 +296,27 @@ def test_nobody_rolls_back_into_the_future(desk: Any) -> None:
     assert "version 3, which was never sealed" in unsound(desk.seal().deploy(version=3))
 
 
+def test_who_comes_later_is_enrolled_with_one_key(desk: Any, reopened: Any) -> None:
+    """A member that was not in the opening signs from its enrolment on; another key for it makes the log unsound."""
+    key = derived(1, "late").public
+    desk.seal().notary.enroll("late", key)
+    desk.notary.enroll("late", key)
+    with pytest.raises(ProtocolError, match="another key"):
+        desk.notary.enroll("late", derived(2, "late").public)
+    desk.close()
+    found = desk.audit()
+    assert found.status == "intact"
+    assert found.book.opening.keys["late"] == key
+    again = reopened(desk).deploy(version=1)
+    again.notary._keys.pop("late", None)
+    again.notary.enroll("late", derived(2, "late").public)
+    assert "enrolled with another key" in unsound(again)
+
+
 def test_a_run_goes_on_with_its_own_keys(desk: Any, reopened: Any) -> None:
     desk.seal().close()
     again = reopened(desk)
-    again.notary._register = replace(again.notary._register, keys={**again.notary._register.keys, "w1": derived(1, "x").public})
+    again.notary._keys["w1"] = derived(1, "x").public
     assert "another name or other keys" in unsound(again.deploy(version=1))
 
 
@@ -255,6 +336,119 @@ def test_headers_refused_for_their_signature_are_counted(desk: Any) -> None:
     found = desk.close().audit()
     assert found.book.refused == {"w1": 2}
     assert "           2 headers in the name of w1 were refused: not signed by it" in list(page(found))
+
+
+# -- the secret of the draws ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(desk: Any) -> Any:
+    """A run that draws."""
+    desk.path.unlink()
+    made = type(desk)(desk.path, secret=7).deploy()
+    yield made
+    made.log.close()
+
+
+def draws(found: Any) -> tuple[int | None, bool, bool]:
+    return found.book.draws.secret, found.book.draws.changed, found.book.draws.reused
+
+
+def test_what_is_drawn_was_fixed_before_the_first_step(drawn: Any) -> None:
+    found = drawn.seal().close().audit()
+    assert (found.status, draws(found)) == ("intact", (7, False, False))
+    assert "draws      follow from the secret 7, as committed to in record 1" in list(page(found))
+    assert found.to_json()["draws"] == {
+        "commitment": found.book.draws.commitment.hex(),
+        "secret": 7,
+        "record": 1,
+        "changed": False,
+        "reused": False,
+    }
+
+
+def test_who_draws_nothing_commits_to_nothing(desk: Any) -> None:
+    found = desk.seal().close().audit()
+    assert (found.book.draws, found.to_json()["draws"]) == (None, None)
+    assert not any(line.startswith("draws") for line in page(found))
+
+
+@pytest.mark.parametrize("ended", ["stopped", "failed"])
+def test_a_run_that_may_go_on_does_not_reveal_its_secret(drawn: Any, reopened: Any, ended: str) -> None:
+    found = drawn.seal().close(ended).audit()
+    assert (found.status, found.clean, draws(found)) == ("intact", True, (None, False, False))
+    said = "draws      committed to in record 1; the secret is not revealed, since the run has not finished"
+    assert said in list(page(found))
+    found = reopened(drawn).deploy(version=1).seal().close().audit()
+    assert (found.status, draws(found), found.book.draws.record) == ("intact", (7, False, False), 1)
+
+
+def test_a_killed_run_does_not_reveal_its_secret_either(drawn: Any) -> None:
+    found = drawn.seal().audit()
+    assert (found.status, draws(found)) == ("incomplete", (None, False, False))
+
+
+def test_a_rollback_commits_to_nothing_new(drawn: Any) -> None:
+    found = drawn.seal().deploy(version=0).seal().close().audit()
+    assert (found.status, draws(found)) == ("intact", (7, False, False))
+
+
+def test_another_secret_than_the_one_that_was_committed_to(drawn: Any) -> None:
+    drawn.seal().notary._register = replace(drawn.notary._register, secret=8)
+    assert "the secret of the draws is not the one that was committed to" in unsound(drawn)
+
+
+def test_the_commitment_of_another_run(drawn: Any) -> None:
+    """Or a run could choose among the secrets of all runs before it."""
+    drawn.path.unlink()
+    other = type(drawn)(drawn.path, secret=7)
+    other.notary._register = replace(other.notary._register, run="other")
+    other.deploy().seal()
+    other.notary._register = replace(other.notary._register, run="run")
+    assert "not the one that was committed to" in unsound(other)
+
+
+def test_a_finished_run_that_does_not_reveal_its_secret(drawn: Any) -> None:
+    drawn.seal().notary._register = replace(drawn.notary._register, secret=None)
+    assert "the run has finished, and the secret of its draws is not revealed" in unsound(drawn)
+
+
+def test_a_commitment_after_the_first_step(drawn: Any) -> None:
+    drawn.seal().notary._write(Committed(b"c" * 32))
+    assert "a commitment that does not stand at the beginning" in unsound(drawn)
+
+
+def test_a_secret_that_nobody_committed_to(desk: Any) -> None:
+    desk.notary._write(Revealed(7, b"b"))
+    assert "was never committed to" in unsound(desk)
+
+
+def test_a_secret_that_is_revealed_while_the_run_goes_on(drawn: Any) -> None:
+    drawn.notary._write(Revealed(7, blind(drawn.log.signer, "run")))
+    assert "revealed before the end" in unsound(drawn.seal())
+
+
+def test_a_run_that_goes_on_with_another_secret_says_so(drawn: Any, reopened: Any) -> None:
+    drawn.seal().close("stopped")
+    again = reopened(drawn)
+    again.notary._register = replace(again.notary._register, secret=8)
+    found = again.deploy(version=1).seal().close().audit()
+    assert (found.status, draws(found)) == ("intact", (8, True, False))
+    assert "           an earlier part of the run had committed to another secret, which is not revealed" in list(page(found))
+
+
+def test_a_run_that_goes_on_after_its_secret_was_revealed_says_so(drawn: Any, reopened: Any) -> None:
+    found = reopened(drawn.seal().close()).deploy(version=1).seal().close().audit()
+    assert (found.status, draws(found)) == ("intact", (7, False, True))
+    assert any("the later draws could be foreseen" in line for line in page(found))
+
+
+def test_a_commitment_does_not_show_a_small_secret(drawn: Any) -> None:
+    """Without the blind, whoever reads the log of a running run could try all small secrets."""
+    (line,) = [record for record in map(read_line, drawn.path.read_bytes().splitlines()) if type(record.record) is Committed]
+    assert line.record.commitment != commitment("run", 7, b"")
+    assert line.record.commitment == commitment("run", 7, blind(drawn.log.signer, "run"))
+    assert blind(drawn.log.signer, "run") != blind(derived(7, "w1"), "run")
 
 
 # -- the story -----------------------------------------------------------------------------------------------------------

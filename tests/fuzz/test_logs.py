@@ -25,17 +25,19 @@ def written(suite: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A log as a coordinator writes it: lies of each kind, a takeover, a kill, a second process, a rollback, an end."""
     desks, path = suite("evidence"), tmp_path_factory.mktemp("log") / "evidence.jsonl"
     true, false, given = desks.TRUE, desks.FALSE, desks.INPUT
-    desk = desks.Desk(path).deploy()
+    desk = desks.Desk(path, secret=7).deploy()
     desk.dispute(desk.account("w1", output=false), desk.account("w2"), ("w1",)).seal()
     desk.dispute(desk.account("w1"), desk.account("w2", output=false), ("w2",))
     desk.notary.equivocated(desk.account("w3", output=true), desk.account("w3", output=false), "board")
     desk.notary.misdelivered(desk.key(micro_batch=1), "w1", false, true)
     desk.seal().notary.took_over(1, "w1", "w2", 2)
     desk.log.close()
-    again = desks.Desk(path, desk.deployments, 2).deploy(2)
+    again = desks.Desk(path, desk.deployments, 2, secret=7).deploy(2)
     again.notary.quarantined(again.account("w2", output=false, inputs=(given,)), true)
     again.notary.accuse(again.key(), "withheld", ("w1",), "deadline")
-    again.seal().deploy(2).seal().close()
+    again.seal().deploy(2).seal()
+    again.notary.collected(again.version, {stage: bytes([stage]) * 32 for stage in range(5)})
+    again.close()
     return path.read_bytes()
 
 

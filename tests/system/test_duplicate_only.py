@@ -12,6 +12,7 @@ import pytest
 
 from holdfast.attacks import ATTACKS, Attack
 from holdfast.claim import Direction
+from holdfast.event import WorkerLost
 
 WITHOUT_JUMP = "duplicate-only"
 KNOWLEDGEABLE = "other-input"
@@ -67,3 +68,16 @@ def test_the_knowledgeable_attacker_is_caught_by_the_jump_alone(lab: Any, stage:
     assert (caught.missed, caught.false_alarms) == (0, 0)
     assert caught.blamed == {f"w{stage}"}
     assert caught.digest == lab.clean(caught).digest
+
+
+# -- who does not show it ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_what_a_shadow_was_not_shown_comes_through_the_coordinator(lab: Any, stage: int) -> None:
+    """Without the jump its input comes from the primary alone; silent as it must be, it is not the one to lose its seat."""
+    result = lab.run(attack=f"withhold,worker=w{stage}", defence=WITHOUT_JUMP)
+    assert result.ledger.keys, "nothing was withheld; the test shows nothing"
+    assert result.digest == lab.clean(result).digest
+    assert not result.of(WorkerLost)
+    assert (result.blamed, result.false_alarms, result.restarted, result.counts.rollbacks) == (set(), 0, 0, 0)

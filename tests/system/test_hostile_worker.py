@@ -17,7 +17,7 @@ from holdfast.cluster import Cluster, Deployment
 from holdfast.config import assign, resolve
 from holdfast.digest import weights_digest
 from holdfast.engine import MemoryEngine
-from holdfast.event import Event, Ruling, WorkerLost
+from holdfast.event import Event, Reseated, Ruling, WorkerLost
 from holdfast.job import Job, prepare
 from holdfast.message import (
     BeginStep,
@@ -32,7 +32,7 @@ from holdfast.message import (
     Supply,
     TiedGradient,
 )
-from holdfast.stage import ARCHIVE, INITIATOR
+from holdfast.stage import ARCHIVE, INITIATOR, TRUSTED_PARTIES
 
 STEPS = 2
 LIAR = "w1"
@@ -171,3 +171,83 @@ def test_who_does_not_show_its_state_is_not_waited_for(job: Job, clean: str) -> 
     """The other holder has it too, and the archive takes only what was sealed."""
     company = Company(lambda _hostile, _begin: [], lambda message: isinstance(message, SendState) and message.to == ARCHIVE)
     assert train(job, company)[0] == clean
+
+
+class TwoFaced(Hostile):
+    """It sends trusted parties true states and workers false ones, so that nobody can prove anything against it."""
+
+    def receive(self, envelope: Envelope) -> list[Envelope]:
+        return [self.forged(told) for told in super().receive(envelope)]
+
+    def forged(self, told: Envelope) -> Envelope:
+        if not isinstance(told.message, StateTransfer) or told.recipient in (*TRUSTED_PARTIES, ARCHIVE):
+            return told
+        state = told.message.state
+        return replace(told, message=replace(told.message, state=replace(state, updates=state.updates + 1)))
+
+
+class TwoFacedCompany(Company):
+    def play(self, actor: Any) -> Any:
+        return TwoFaced(actor, self.speech) if actor.name == LIAR else actor
+
+
+def test_a_true_state_reaches_its_new_holder_through_the_coordinator_and_nobody_loses_a_seat(clean: str) -> None:
+    """Without shadows nobody else has what the liar holds, and every step others sit on its stage."""
+    job = prepare(resolve(assign({}, [*SETTINGS, "defence.name=spot-check", "defence.redraw_every=1"])))
+    digest, events = train(job, TwoFacedCompany(lambda _hostile, _begin: []))
+    assert digest == clean
+    assert any(isinstance(event, Reseated) and event.primaries[1] != LIAR for event in events), "it kept its stage"
+    assert not [event for event in events if isinstance(event, (Ruling, WorkerLost))]
+
+
+class Unshown(Hostile):
+    """Where the jump is left out: it keeps its forward claims from the shadow, and shows the coordinator `instead` of them."""
+
+    def __init__(self, inner: Any, instead: Callable[[Claim], Claim | None]) -> None:
+        super().__init__(inner, lambda _hostile, _begin: [])
+        self.instead = instead
+
+    def receive(self, envelope: Envelope) -> list[Envelope]:
+        return self.shown(super().receive(envelope))
+
+    def execute(self, work: Any) -> list[Envelope]:
+        return self.shown(self.inner.execute(work))
+
+    def shown(self, told: Sequence[Envelope]) -> list[Envelope]:
+        found = []
+        for envelope in told:
+            claim = envelope.message
+            if isinstance(claim, Claim) and claim.header.key.direction is Direction.FORWARD:
+                other = self.instead(claim) if envelope.recipient == "coordinator" else None
+                found += [] if other is None else [replace(envelope, message=other)]
+            else:
+                found.append(envelope)
+        return found
+
+
+class UnshownCompany(Company):
+    def __init__(self, instead: Callable[[Claim], Claim | None]) -> None:
+        self.instead = instead
+
+    def play(self, actor: Any) -> Any:
+        return Unshown(actor, self.instead) if actor.name == LIAR else actor
+
+
+@pytest.mark.parametrize(
+    ("instead", "convicted"),
+    [
+        (lambda _claim: None, set()),
+        (lambda claim: replace(claim, tensor=claim.tensor + 1), {LIAR}),
+        (lambda claim: replace(claim, origin=claim.origin + 1), {LIAR}),
+        (lambda claim: replace(claim, origin=None), {LIAR}),
+    ],
+    ids=["nothing", "another output", "another input", "no input"],
+)
+def test_without_the_jump_who_does_not_show_the_coordinator_either_is_replaced(
+    clean: str, instead: Callable[[Claim], Claim | None], convicted: set[str]
+) -> None:
+    job = prepare(resolve(assign({}, [*SETTINGS, "defence.name=duplicate-only"])))
+    digest, events = train(job, UnshownCompany(instead))
+    assert digest == clean
+    assert {event.worker for event in events if isinstance(event, WorkerLost)} == {LIAR}
+    assert {worker for event in events if isinstance(event, Ruling) for worker in event.culprits} == convicted

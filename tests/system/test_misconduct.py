@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from holdfast.event import Alert, Banned, Ruling, TakenOver, WorkerLost
+from holdfast.experiment import Experiment
+from holdfast.result import RunResult
 
 ALERTS_OF_SILENCE = {"withheld"}
 
@@ -138,6 +140,34 @@ def test_a_false_state_for_a_new_holder_is_asked_for_again(lab: Any, stage: int)
     assert result.false_alarms == 0
     assert lost(result) == {"w3"}
     assert result.ledger.misdeeds, "no false state was sent; the test shows nothing"
+
+
+WHOLE_RUN: dict[str, Any] = {
+    "model": {"name": "gpt2:layers=6,width=16,heads=2"},
+    "data": {"name": "synthetic", "sequence_length": 8, "validation_tokens": 64},
+    "cluster": {"wire_check": True},
+    "micro_batches": 2,
+    "micro_batch_size": 2,
+    "steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def clean_run() -> RunResult:
+    return Experiment(**WHOLE_RUN).run()
+
+
+@pytest.mark.parametrize("liar", [1, 2, 3])
+def test_who_sends_false_states_only_is_out_and_not_the_new_holder(clean_run: RunResult, liar: int) -> None:
+    """Workers change stages, and nobody else has that one: its new holder gets nothing right, through no fault of its own."""
+    experiment = Experiment(**WHOLE_RUN, defence="spot-check", redraw_every=1, attack=f"substitute,worker=w{liar},times=0")
+    result = experiment.run()
+    events = [event for event, _ in experiment._recorder.events]
+    assert [event.worker for event in events if isinstance(event, WorkerLost)] == [f"w{liar}"]
+    assert result.blamed_workers.keys() == {f"w{liar}"}
+    assert {event.reason for event in events if isinstance(event, Ruling)} == {"state"}
+    assert (result.weights_digest, result.false_alarms, result.rollbacks) == (clean_run.weights_digest, 0, 1)
+    assert result.virtual_seconds < 30, "no deadline had to pass"
 
 
 # -- complaints ----------------------------------------------------------------------------------------------------------

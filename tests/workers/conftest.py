@@ -105,6 +105,7 @@ class Honest:
         self.executions = [execution(stage, loaded=True) for stage in range(K)]
         self.tensors: dict[ClaimKey, Tensor] = {}
         self.losses = []
+        self.tied: list[Tensor] = []
         for each in self.executions:
             each.begin(step)
         for m in range(M):
@@ -121,6 +122,7 @@ class Honest:
             hidden = self.tensors[self.key(f"a{stage}{m}")] = self.executions[stage].forward(m, hidden)
         self.losses.append(self.executions[-1].loss(m, hidden, words[:, 1:]))
         gradient, tied = self.executions[-1].backward(m, None)
+        self.tied.append(tied)
         self.tensors[self.key(f"g{K - 1}{m}")] = gradient
         for stage in range(K - 2, 0, -1):
             gradient = self.tensors[self.key(f"g{stage}{m}")] = self.executions[stage].backward(m, gradient)[0]

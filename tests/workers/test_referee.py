@@ -161,6 +161,14 @@ def test_tensors_that_are_not_the_accepted_ones_are_ignored(referee, toy, honest
     assert found.message.output == honest.digest("a10")
 
 
+def test_what_other_holders_send_after_the_first_is_not_hashed_again(referee, toy, honest, monkeypatch):
+    say(referee, "coordinator", case(toy, honest, "a10"))
+    say(referee, "w0", honest.claim("a00", "w0"))
+    monkeypatch.setattr("holdfast.referee.tensor_digest", None)
+    assert say(referee, "w1", honest.claim("a00", "w0")) == []
+    assert say(referee, "w1", honest.claim("g20", "w2")) == [], "nobody asked for it"
+
+
 def test_what_comes_unasked_is_not_kept(referee, toy, honest):
     say(referee, "w1", StateTransfer(toy.state(1), None))
     say(referee, "w0", honest.claim("a00", "w0"))

@@ -212,6 +212,35 @@ def test_gradient_then_update_then_seal(toy, role):
     assert stage.state().updates == 1
 
 
+@pytest.mark.parametrize(("index", "texts"), [(0, ("g10", "g11")), (3, ("a20", "a21"))])
+def test_nobody_hashes_the_gradient_and_the_state_of_the_initiator_s_own_stage(toy, honest, monkeypatch, index, texts):
+    """They are compared with nothing; for a checkpoint they are hashed where they come together."""
+    stage, inbox = take(toy, "w0", index)
+    for m in range(toy.M if index == 0 else 0):
+        stage.take_tied(TiedGradient(0, 0, m, honest.tied[m]))
+    stage.take_tied(TiedWeight(0, toy.state(0).weights["w0"]))
+    give(inbox, honest, *texts)
+    work(stage, inbox)
+    for name in ("holdfast.stage.state_digest", "holdfast.execution.tensors_digest"):
+        monkeypatch.setattr(name, None)
+    (gradient,) = headers(stage.claim_gradient())
+    assert (gradient.inputs, gradient.output, gradient.norms) == ((), b"", honest.executions[index].norms())
+    stage.order_update(Update(0, 0, 0.5, 0.1))
+    (update,) = headers(stage.claim_update())
+    assert (update.key, update.inputs, update.output) == (honest.key(f"U{index}"), (), b"")
+
+
+def test_a_middle_stage_that_the_initiator_has_taken_over_is_hashed(toy, honest):
+    """A worker that joins may relieve it of that stage, and must know which state is the right one."""
+    heir = replace(toy.ROUTE, primaries=("w0", "w1", "w0", "w0"), shadows=(None, None, None, None))
+    stage, inbox = take(toy, "w0", 2, route=heir)
+    give(inbox, honest, "a10", "a11", "g30", "g31")
+    work(stage, inbox)
+    assert headers(stage.claim_gradient())[0].output == honest.executions[2].gradient().digest
+    stage.order_update(Update(0, 0, 0.5, 0.1))
+    assert headers(stage.claim_update())[0].output == honest.update(2)
+
+
 def test_the_first_stage_shares_each_sealed_embedding_with_the_head(toy):
     stage, _ = take(toy, "w0", 0)
     (envelope,) = stage.seal(1)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import ProtocolError
-from holdfast.evidence.casebook import CaseBook, Dispute, Law
+from holdfast.evidence.casebook import CaseBook, Dispute, Draws, Law
 from holdfast.evidence.identity import fingerprint
 from holdfast.evidence.log import FIRST, Entry, lines_of, read_line
 from holdfast.evidence.record import Accusation, Opening, to_body
@@ -86,6 +86,7 @@ class Audit:
             "interruptions": self.book.interruptions,
             "takeovers": [to_body(takeover) for takeover in self.book.takeovers],
             "refused": self.book.refused,
+            "draws": _draws_json(self.book.draws),
         }
 
 
@@ -158,6 +159,13 @@ class _Reader:
         pinned = None if self._pinned is None else self.signer.startswith(self._pinned) and self._key != b""
         book = self.book
         return Audit(self.status, self._fault, self.records, self._last, self.signer, pinned, self._opening, book)
+
+
+def _draws_json(draws: Draws | None) -> dict[str, Any] | None:
+    if draws is None:
+        return None
+    told = {"record": draws.record, "changed": draws.changed, "reused": draws.reused}
+    return {"commitment": draws.commitment.hex(), "secret": draws.secret, **told}
 
 
 def _dispute_json(dispute: Dispute) -> dict[str, Any]:

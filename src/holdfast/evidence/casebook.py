@@ -8,17 +8,22 @@ It trusts the coordinator in two things that nobody else could sign: which input
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from holdfast.claim import ClaimKey, Direction, Header, Role
 from holdfast.errors import ProtocolError
+from holdfast.evidence.draws import commitment
 from holdfast.evidence.envelope import conflict, is_signed
 from holdfast.evidence.record import (
-    SCHEMA,
+    FINISHED,
+    READABLE,
     Account,
     Accusation,
     Closing,
+    Collected,
+    Committed,
+    Enrolled,
     Equivocated,
     Found,
     Misdelivered,
@@ -26,6 +31,7 @@ from holdfast.evidence.record import (
     Record,
     Refused,
     Resumed,
+    Revealed,
     Rollback,
     Ruled,
     Sealed,
@@ -34,6 +40,7 @@ from holdfast.evidence.record import (
     Unfounded,
 )
 from holdfast.message import Finding
+from holdfast.route import Route
 
 PRESUMED = ("quarantine", "refusal", "complaint")
 """Bases of a ruling that are the coordinator's word, and no proof to anybody else."""
@@ -89,6 +96,20 @@ class Dispute:
         return "inconclusive" if self.rulings else "not examined"
 
 
+@dataclass(slots=True)
+class Draws:
+    """The `commitment` to the secret of the draws, in which record it first stands, and the secret once it was revealed.
+
+    `changed`: an earlier part of the run had committed to another one. `reused`: the run has gone on after the secret was open.
+    """
+
+    commitment: bytes
+    record: int
+    changed: bool = False
+    reused: bool = False
+    secret: int | None = None
+
+
 class CaseBook:
     """Fed with every record in order; raises ProtocolError at the first that does not follow."""
 
@@ -105,6 +126,11 @@ class CaseBook:
         self._deployments: set[str] = set()
         self._deployment = ""
         self._since = 0
+        self.draws: Draws | None = None
+        self._began = -1
+        self._revealed = False
+        self._own: set[int] = set()
+        self._sealed: tuple[bytes, ...] | None = None
 
     @property
     def opening(self) -> Opening:
@@ -115,22 +141,35 @@ class CaseBook:
     def take(self, seq: int, previous: bytes, record: Record) -> None:
         """Check one record; `previous` is the hash of the line before."""
         _require(not self.closed or isinstance(record, Resumed), "something follows the closing record")
+        ends = not self._revealed or isinstance(record, Closing | Resumed)
+        _require(ends, "the secret of the draws is revealed before the end: who knows it can foresee them")
         match record:
             case Resumed():
                 self._resume(seq, record)
             case Opening():
                 _require(seq == 0, "a second opening")
-                _require(record.schema == SCHEMA, f"schema {record.schema}; this version reads {SCHEMA}")
+                self._began = seq
+                self._check_schema(record.schema)
                 self._opening = record
-                self._deploy(record.deployment, record.version)
-            case Rollback(deployment, version, _):
+                self._deploy(record.deployment, record.version, record.route)
+            case Rollback(deployment, version, route):
                 _require(version <= self.version, f"a rollback to version {version}, which was never sealed")
-                self._deploy(deployment, version)
+                self._deploy(deployment, version, route)
+            case Committed():
+                self._commit(seq, record)
+            case Revealed(secret, blind):
+                self._reveal(secret, blind)
             case Sealed():
                 self._seal(record)
+            case Collected():
+                self._collect(record)
             case TookOver(stage):
                 _require(stage in self.opening.route.stages, f"a takeover of stage {stage}, which does not exist")
                 self.takeovers.append(record)
+            case Enrolled(member, key):
+                known = self.opening.keys
+                _require(known.get(member, key) == key, f"{member!r} is enrolled with another key than before")
+                self._opening = replace(self.opening, keys={**known, member: key})
             case Closing():
                 self._close(seq, previous, record)
             case _:
@@ -141,29 +180,62 @@ class CaseBook:
     def _resume(self, seq: int, record: Resumed) -> None:
         first = self.opening
         kept = all(first.keys.get(member, key) == key for member, key in record.keys.items())  # another cut, other members
-        same = (record.schema, record.run) == (first.schema, first.run) and kept
-        _require(same, "the run goes on with another name or other keys")
+        self._check_schema(record.schema)
+        _require(record.run == first.run and kept, "the run goes on with another name or other keys")
         _require(record.version <= self.version, f"the run goes on from version {record.version}, which was never sealed")
+        self._began, self._revealed = seq, False
         if not self.closed:
             self.interruptions.append(seq)
         self.closed = False
-        self._opening = record
-        self._deploy(record.deployment, record.version)
+        self._opening = replace(record, keys={**first.keys, **record.keys})  # who was enrolled stays enrolled
+        self._deploy(record.deployment, record.version, record.route)
 
-    def _deploy(self, deployment: str, version: int) -> None:
+    def _check_schema(self, schema: int) -> None:
+        _require(schema in READABLE, f"schema {schema}; this version reads {' and '.join(map(str, READABLE))}")
+
+    def _deploy(self, deployment: str, version: int, route: Route) -> None:
         _require(deployment not in self._deployments, f"the name {deployment!r} is used for two deployments")
         self._deployments.add(deployment)
         self._deployment, self.version, self._since = deployment, version, version
+        self._own = {stage for stage in (0, len(route.primaries) - 1) if route.primaries and route.is_trusted(stage)}
+        self._sealed = None
+
+    def _commit(self, seq: int, record: Committed) -> None:
+        _require(seq == self._began + 1, "a commitment that does not stand at the beginning")
+        if self.draws is None or self.draws.commitment != record.commitment:
+            self.draws = Draws(record.commitment, seq, changed=self.draws is not None and self.draws.secret is None)
+        elif self.draws.secret is not None:
+            self.draws.reused = True
+
+    def _reveal(self, secret: int, blind: bytes) -> None:
+        _require(self.draws is not None, "the secret of the draws is revealed, and was never committed to")
+        assert self.draws is not None
+        same = commitment(self.opening.run, secret, blind) == self.draws.commitment
+        _require(same, "the secret of the draws is not the one that was committed to")
+        self.draws.secret = secret
+        self._revealed = True
 
     def _seal(self, record: Sealed) -> None:
         _require(record.version == self.version + 1, f"version {record.version} is sealed after version {self.version}")
         _require(record.step == self.version, f"version {record.version} is sealed in step {record.step}")
         _require(len(record.digests) == len(self.opening.route.primaries), "a seal that does not name every stage")
-        self.version = record.version
+        nameless = [stage for stage, digest in enumerate(record.digests) if not digest and stage not in self._own]
+        _require(not nameless, f"a seal without a digest for stages {nameless}, which are not the initiator's own")
+        self.version, self._sealed = record.version, record.digests
+
+    def _collect(self, record: Collected) -> None:
+        _require(record.version == self.version, f"states of version {record.version} come together at version {self.version}")
+        named = len(record.digests) == len(self.opening.route.primaries) and all(record.digests)
+        _require(named, "states come together that do not all have a digest")
+        sealed = self._sealed or record.digests  # none of this deployment yet
+        same = all(seal in (b"", here) for seal, here in zip(sealed, record.digests, strict=True))
+        _require(same, "states come together that are not the sealed ones")
 
     def _close(self, seq: int, previous: bytes, record: Closing) -> None:
         counted = (record.records, record.last, record.version)
         _require(counted == (seq, previous, self.version), "the closing record counts other records than these")
+        shown = self.draws is None or self.draws.secret is not None or record.ended != FINISHED
+        _require(shown, "the run has finished, and the secret of its draws is not revealed")
         for worker, count in record.refused.items():
             self.refused[worker] = self.refused.get(worker, 0) + count
         self.closed = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -115,13 +116,27 @@ def fingerprint(public: bytes) -> str:
 
 def verify(public: bytes, signature: bytes | None, message: bytes) -> bool:
     """Whether `signature` is that of `message` by the holder of `public`; malformed keys and signatures verify nothing."""
-    if signature is None or len(signature) != SIGNATURE_BYTES or len(public) != KEY_BYTES or _is_weak(public):
+    if signature is None or len(signature) != SIGNATURE_BYTES:
+        return False
+    key = _key_of(public)
+    if key is None:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):
+        key.verify(signature, message)
+    except InvalidSignature:
         return False
     return True
+
+
+@lru_cache(maxsize=1024)
+def _key_of(public: bytes) -> Ed25519PublicKey | None:
+    """The key of these bytes, read once: a run verifies thousands of signatures of a few members."""
+    if len(public) != KEY_BYTES or _is_weak(public):
+        return None
+    try:
+        return Ed25519PublicKey.from_public_bytes(public)
+    except ValueError:
+        return None
 
 
 def _is_weak(public: bytes) -> bool:

@@ -12,13 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.claim import ClaimKey, Header
+from holdfast.errors import ProtocolError
+from holdfast.evidence.draws import blind, commitment
 from holdfast.evidence.envelope import is_signed
 from holdfast.evidence.log import EvidenceLog
 from holdfast.evidence.record import (
+    FINISHED,
     SCHEMA,
     Account,
     Accusation,
     Closing,
+    Collected,
+    Committed,
+    Enrolled,
     Equivocated,
     Found,
     Misdelivered,
@@ -26,6 +32,7 @@ from holdfast.evidence.record import (
     Record,
     Refused,
     Resumed,
+    Revealed,
     Rollback,
     Ruled,
     Sealed,
@@ -42,12 +49,16 @@ BOARD, DEADLINE = "board", "deadline"
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Which run this is, whose keys count, and which of them are derived from the seed."""
+    """Which run this is, whose keys count, and which of them are derived from the seed.
+
+    `secret` is what all draws follow from (None: nothing is drawn).
+    """
 
     run: str
     config: bytes
     keys: Mapping[str, bytes]
     derived: tuple[str, ...]
+    secret: int | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +75,7 @@ class Notary:
     def __init__(self, register: Register | None = None, log: EvidenceLog | None = None) -> None:
         self.refused: Counter[str] = Counter()
         self._register = register
+        self._keys = {} if register is None else dict(register.keys)
         self._log = log
         self._disputes: dict[ClaimKey, _Dispute] = {}
         self._count = 0
@@ -72,14 +84,14 @@ class Notary:
 
     def vouches(self, header: Header) -> bool:
         """Whether the header is signed by the worker that it names. What is not proves nothing; it is counted."""
-        if self._register is None or is_signed(header, self._register.keys):
+        if self._register is None or is_signed(header, self._keys):
             return True
         self.refused[header.worker] += 1
         return False
 
     def proves(self, header: Header) -> bool:
         """Whether the header may be held against its worker, whoever shows it."""
-        return self._register is not None and is_signed(header, self._register.keys)
+        return self._register is not None and is_signed(header, self._keys)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -95,9 +107,9 @@ class Notary:
         self._deployed = True
         kind = Resumed if self._log.seq else Opening
         register = self._register
-        self._write(
-            kind(SCHEMA, register.run, deployment, version, dict(register.keys), register.derived, route, register.config)
-        )
+        self._write(kind(SCHEMA, register.run, deployment, version, dict(self._keys), register.derived, route, register.config))
+        if register.secret is not None:
+            self._write(Committed(commitment(register.run, register.secret, blind(self._log.signer, register.run))))
         self._count = self._log.seq if kind is Resumed else 0  # a resumed run uses no number twice
 
     def sealed(self, version: int, step: int, attempt: int, digests: Mapping[int, bytes]) -> None:
@@ -105,13 +117,33 @@ class Notary:
         self._disputes.clear()
         self._write(Sealed(version, step, attempt, tuple(digests[stage] for stage in sorted(digests))))
 
+    def enroll(self, member: str, key: bytes) -> None:
+        """`member` has come, and signs with `key` (32 bytes, public) from now on. Raises ProtocolError if it had another."""
+        if self._register is None or self._keys.get(member) == key:
+            return
+        if member in self._keys:
+            raise ProtocolError(f"{member} is enrolled with another key; a member keeps its key as long as the run lasts")
+        self._keys[member] = key
+        if self._deployed:
+            self._write(Enrolled(member, key))
+
+    def collected(self, version: int, digests: Mapping[int, bytes]) -> None:
+        """The states of the sealed version have come together; trusted stages have shown theirs too."""
+        self._write(Collected(version, tuple(digests[stage] for stage in sorted(digests))))
+
     def took_over(self, stage: int, lost: str, heir: str, step: int) -> None:
         self._write(TookOver(stage, lost, heir, step))
 
     def close(self, ended: str) -> None:
-        """The run is over: nothing that comes before this record can be cut off unseen."""
+        """The run is over: nothing that comes before this record can be cut off unseen.
+
+        The secret of the draws is shown if the run has `finished`; another one may go on, with the same secret.
+        """
         if self._log is None:
             return
+        register = self._register
+        if self._deployed and ended == FINISHED and register is not None and register.secret is not None:
+            self._write(Revealed(register.secret, blind(self._log.signer, register.run)))
         if self._deployed:
             self._write(Closing(self._log.seq, self._log.previous, self._version, dict(self.refused), ended))
         self._log.close()

@@ -1,10 +1,12 @@
 """What a line of the evidence log can say: one frozen type a kind, and their one JSON form.
 
     opening  resumed  rollback              whose keys, which deployment, from which version
+    commitment  reveal                      to which secret of the draws, and which it was
     header  equivocation  delivery  stood   what somebody signed, what came, what was accepted
     accusation  finding  ruling             who is suspected, what the referee or the checker computed, who lied
     refusal  complaint                      who did not open what it had signed, who complained without reason
-    seal  takeover  closing                 what stands, who took over, that nothing is missing
+    seal  collection                        what stands, what came together for a checkpoint, an evaluation, the end
+    takeover  closing                       who took over, that nothing is missing
 
 Bytes are hex, floats the hex of their 8 big-endian bytes, so that nothing is rounded and equal records are equal text.
 """
@@ -26,7 +28,13 @@ from holdfast.errors import ProtocolError
 from holdfast.message import Finding
 from holdfast.route import Route
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
+"""Schema 1 knew neither collections (there every seal names every stage) nor commitments."""
+
+
+FINISHED = "finished"
+"""How a run has ended that has come to its last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,21 @@ class Rollback:
     deployment: str
     version: int
     route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is computed again, and who sits where, follows from a secret with this `commitment` (`holdfast.evidence.draws`)."""
+
+    commitment: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """The run is over: what opens the last commitment."""
+
+    secret: int
+    blind: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +190,21 @@ class Ruled:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Version `version` stands, with these digests of the stages' states."""
+    """Version `version` stands, with these digests of the stages' states (empty for the first and the last, the
+    initiator's own).
+    """
 
     version: int
     step: int
     attempt: int
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The states of the sealed `version` came together, for a checkpoint, an evaluation or the end: digests of all stages."""
+
+    version: int
     digests: tuple[bytes, ...]
 
 
@@ -181,6 +214,14 @@ class TookOver:
     lost: str
     heir: str
     step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """From here on `key` is the public key of `member`, who came after the opening."""
+
+    member: str
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +239,8 @@ Record = (
     Opening
     | Resumed
     | Rollback
+    | Committed
+    | Revealed
     | Account
     | Accusation
     | Found
@@ -208,7 +251,9 @@ Record = (
     | Unfounded
     | Ruled
     | Sealed
+    | Collected
     | TookOver
+    | Enrolled
     | Closing
 )
 
@@ -216,6 +261,8 @@ KINDS: dict[str, type[Any]] = {
     "opening": Opening,
     "resumed": Resumed,
     "rollback": Rollback,
+    "commitment": Committed,
+    "reveal": Revealed,
     "header": Account,
     "accusation": Accusation,
     "finding": Found,
@@ -226,7 +273,9 @@ KINDS: dict[str, type[Any]] = {
     "complaint": Unfounded,
     "ruling": Ruled,
     "seal": Sealed,
+    "collection": Collected,
     "takeover": TookOver,
+    "enrolled": Enrolled,
     "closing": Closing,
 }
 NAMES = {kind: name for name, kind in KINDS.items()}

@@ -117,12 +117,27 @@ def _about_the_log(audit: Audit) -> Iterator[str]:
         whose = "all keys" if whole else "the workers' keys"
         more = ", which whoever knows the seed could sign anew" if whole else ""
         yield f"           {whose} follow from the run's seed: a simulation{more}"
+    yield from _about_the_draws(audit)
     for seq in audit.book.interruptions:
         yield f"           the run was killed before record {seq}, where it goes on"
     for takeover in audit.book.takeovers:
         yield f"           {takeover.heir} took stage {takeover.stage} over from {takeover.lost} in step {takeover.step}"
     for worker, count in audit.book.refused.items():
         yield f"           {count} headers in the name of {worker} were refused: not signed by it"
+
+
+def _about_the_draws(audit: Audit) -> Iterator[str]:
+    draws = audit.book.draws
+    if draws is None:
+        return
+    if draws.secret is None:
+        yield f"draws      committed to in record {draws.record}; the secret is not revealed, since the run has not finished"
+    else:
+        yield f"draws      follow from the secret {draws.secret}, as committed to in record {draws.record}"
+    if draws.changed:
+        yield "           an earlier part of the run had committed to another secret, which is not revealed"
+    if draws.reused:
+        yield "           the run has gone on after the secret was open: the later draws could be foreseen"
 
 
 def _table(disputes: list[Dispute]) -> Iterator[str]:
