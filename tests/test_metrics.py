@@ -189,6 +189,15 @@ def test_links_and_sums_over_deployments(watched: tuple[Metrics, MetricsServer, 
     assert found[("holdfast_link_reconnects_total", "w2")] == 4
 
 
+def test_a_worker_cannot_invent_kinds_of_work(watched: tuple[Metrics, MetricsServer, Clock]) -> None:
+    metrics, server, _ = watched
+    launcher = Launcher(1.0)
+    launcher.found = Glance({"forward": 1.0, **{f"kind-{i}": 0.5 for i in range(1000)}}, 0, {})
+    metrics.watch(launcher)
+    found = {key[1]: value for key, value in scrape(server).items() if key[0] == "holdfast_compute_seconds_total"}
+    assert found == {"forward": 1.0, "other": 500.0}
+
+
 def test_names_cannot_forge_samples(watched: tuple[Metrics, MetricsServer, Clock]) -> None:
     """Who joins chooses his name."""
     metrics, server, _ = watched

@@ -49,6 +49,9 @@ LATELY = 20
 
 MOST_AT_ONCE = 8
 PATIENCE_S = 5.0
+KINDS = ("forward", "backward", "shadow-forward", "shadow-backward", "gradient", "update", "referee", "checker")
+"""Of work. Workers elsewhere name their own: what is none of these counts as `other`, or one could fill a scraper's disk."""
+
 LINK_STATES = ("waiting", "up", "broken", "lost")
 
 Clock = Callable[[], float]
@@ -87,7 +90,8 @@ class Metrics:
         self._known = _Known()
         self._lock = threading.Lock()
         self._watched: Watched | None = None
-        self._before: Counter[str] = Counter()
+        self._before: dict[str, float] = {}
+        self._sent_before = 0
         self._latest: Glance = Glance({}, 0, {})
 
     # -- from the run ----------------------------------------------------------------------------------------------------
@@ -95,8 +99,8 @@ class Metrics:
     def watch(self, launcher: Watched) -> None:
         """From now on `launcher` runs the cluster; what the last one is known to have used stays counted."""
         with self._lock:
-            self._before.update(self._latest.seconds)
-            self._before[""] += self._latest.bytes_sent
+            self._before = _sum(self._before, _by_known_kind(self._latest.seconds))
+            self._sent_before += self._latest.bytes_sent
             self._latest = Glance({}, 0, {})
             self._watched = launcher
 
@@ -220,10 +224,8 @@ class Metrics:
         with self._lock:
             if glance is not None and watched is self._watched:
                 self._latest = glance
-            total = Counter(self._before)
-            total.update(self._latest.seconds)
-            sent = int(total.pop("", 0)) + self._latest.bytes_sent
-            return self._latest, dict(total), sent
+            total = _sum(self._before, _by_known_kind(self._latest.seconds))
+            return self._latest, total, self._sent_before + self._latest.bytes_sent
 
     def _since_seal(self) -> float | None:
         seals = self._known.seals
@@ -248,6 +250,18 @@ COUNTERS: Mapping[str, str] = {
     "workers_lost": "Workers lost; one that came back and went again counts twice.",
     "workers_banned": "Workers banned for proven lies.",
 }
+
+
+def _by_known_kind(seconds: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for kind, spent in seconds.items():
+        name = kind if kind in KINDS else "other"
+        found[name] = found.get(name, 0.0) + spent
+    return found
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {kind: one.get(kind, 0.0) + other.get(kind, 0.0) for kind in {**one, **other}}
 
 
 def _links(links: Mapping[str, Any]) -> Iterator[Any]:
