@@ -122,7 +122,7 @@ class Holdfast:
         self._machines = processes(Staging(job.config))
         self._cluster = Cluster(Deployment("benchmark"), job, self._observe, self._machines)
         self._cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
-        children = self._machines._crew.children  # type: ignore[attr-defined]
+        children = self._machines.crew.children  # type: ignore[attr-defined]
         self._pids = [children.pid(name) for name in children.alive()]
         self._loss = 0.0
 
