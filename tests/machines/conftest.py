@@ -26,7 +26,7 @@ from holdfast.transport.endpoint import Endpoint, Notice
 
 
 class Hub:
-    """Where all ends meet. A process that is `cut` off says and hears nothing; `change` may put another message in place of one."""
+    """Where all ends meet. A process that is `cut` off says and hears nothing; `change` may change a message."""
 
     def __init__(self) -> None:
         self.change: Callable[[Envelope], Envelope | None] = lambda envelope: envelope
