@@ -119,7 +119,8 @@ class Membership:
             role = route.role(stage, worker)
             assert role is not None
             self._asked.add((stage, worker))
-            orders.append((sources[self._tries[stage, worker] % len(sources)], SendState(stage, self.version, worker, role)))
+            order = SendState(stage, self.version, worker, role, self.digests[stage])
+            orders.append((sources[self._tries[stage, worker] % len(sources)], order))
             self._tries[stage, worker] += 1
         return orders
 

@@ -129,6 +129,18 @@ def test_a_machine_that_dies_before_it_has_its_part_gets_it_when_it_is_back(in_t
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
 
 
+def test_a_machine_that_is_gone_before_it_has_its_part_is_taken_over(in_threads: Any) -> None:
+    """Its stage was sent to nobody yet, and its shadow's machine has it from the start."""
+
+    def prepare(crew: Any) -> None:
+        crew.stumbles, crew.stays_away, crew.slow_s = {"w2"}, {"w2"}, {"w3": 1.0}
+
+    run = Run(config_of(), in_threads, prepare=prepare)
+    assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
+    assert run.result.rollbacks == 0
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
 def test_who_comes_back_while_the_run_goes_back_is_a_spare_and_gets_a_seat(in_threads: Any) -> None:
     """Both holders of stage 2 go at once; the new cluster is made without them, and they join it."""
 
