@@ -22,7 +22,7 @@ from holdfast.cluster import Cluster
 from holdfast.config import RunConfig
 from holdfast.crew import Processes, Staging, processes
 from holdfast.event import Event, Joined, Reseated, Reshadowed, StepSealed, TakenOver, WorkerLost
-from holdfast.machines import Machines, Patience
+from holdfast.machines import HOST, Machines, Patience
 from holdfast.message import Envelope, Peers
 from holdfast.result import RunResult
 from holdfast.stage import REFEREE
@@ -150,9 +150,9 @@ class Lines:
         return Dialling(run, host, *others)
 
     def meddle(self, machines: Machines) -> None:
-        """Everybody is told the proxies' addresses instead of the true ones."""
+        """Everybody, the host too, is told the proxies' addresses instead of the true ones."""
         transport: Any = machines._transport
-        send = transport.send
+        send, know = transport.send, transport.know
 
         def told(envelope: Envelope) -> None:
             if isinstance(envelope.message, Peers):
@@ -162,6 +162,7 @@ class Lines:
             send(envelope)
 
         transport.send = told
+        transport.know = lambda ends: know([replace(end, address=self.address(HOST, end)) for end in ends])
 
     def address(self, dialler: str, end: Endpoint) -> str | None:
         if end.address is None or dialler == end.process:
