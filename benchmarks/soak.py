@@ -5,6 +5,8 @@
 At the end the weights must be those of the same steps in memory without any of it, and memory and open files must be flat: the
 median slope (Theil and Sen) over the second half, times its length, may be 5 % of the level. The first half is left out because
 allocators, caches and the logs of events grow to their level in it; a leak goes on, and one of 5 % in half a run is found.
+With liars, this process also writes down who spoke of which claim, to know afterwards who lied (`holdfast.attacks.ledger`): about
+9 kB a step in this run, traced, for which it is allowed `LEDGER_MB` a step; with `--honest` nobody lies and nothing is allowed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ SLACK = {"MB": 4.0, "open files": 6.0}
 """What a connection or a page more may be without being a leak."""
 
 
-def config_of(seed: int, out: str | None) -> RunConfig:
+LEDGER_MB = 0.016
+
+
+def config_of(seed: int, out: str | None, *, honest: bool = False) -> RunConfig:
     """The run over processes that writes to `out`; None: the one in memory, with nobody who lies."""
     settings = [
         "model.name=gpt2:layers=6,width=32,heads=2",
@@ -60,7 +65,7 @@ def config_of(seed: int, out: str | None) -> RunConfig:
     if out is None:
         return resolve(assign({}, settings))
     settings += ["pipeline.engine=processes", "machines.silence_s=5", "output.checkpoint_every=50", f"output.dir={out}"]
-    return resolve(assign({"attack": tuple(split_attack(lie) for lie in LIES)}, settings))
+    return resolve(assign({} if honest else {"attack": tuple(split_attack(lie) for lie in LIES)}, settings))
 
 
 @dataclass
@@ -155,11 +160,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--honest", action="store_true", help="nobody lies: kills and stops only")
     parser.add_argument("--jsonl", type=Path, help="write every reading and the verdict here")
     arguments = parser.parse_args()
     out = tempfile.mkdtemp(prefix="holdfast-soak-")
     storm = Storm(arguments.seed, arguments.minutes)
-    config = config_of(arguments.seed, f"{out}/run")
+    config = config_of(arguments.seed, f"{out}/run", honest=arguments.honest)
     thread: threading.Thread | None = None
 
     def at(chaos: Chaos, event: Event) -> None:
@@ -175,7 +181,7 @@ def main() -> int:
         storm.close()
         shutil.rmtree(out, ignore_errors=True)
     equal = result.weights_digest == undisturbed(arguments.seed, result.steps)
-    flat, rows = verdict(storm.gauge)
+    flat, rows = verdict(storm.gauge, 0.0 if arguments.honest else LEDGER_MB * result.steps / 2)
     report(chaos, result, storm, rows, equal=equal, flat=flat)
     if arguments.jsonl is not None:
         readings = [
@@ -188,7 +194,7 @@ def main() -> int:
     return 0 if equal and flat else 1
 
 
-def verdict(gauge: Gauge) -> tuple[bool, list[tuple[str, ...]]]:
+def verdict(gauge: Gauge, ledger_mb: float) -> tuple[bool, list[tuple[str, ...]]]:
     """Whether everything that lived for a minute or more is flat, and a row for each."""
     flat, rows = True, []
     for (name, what), points in sorted(gauge.series.items()):
@@ -196,7 +202,8 @@ def verdict(gauge: Gauge) -> tuple[bool, list[tuple[str, ...]]]:
         if lived_s < 60:
             continue
         grown, level = growth(points)
-        good = grown <= SHARE * level + SLACK[what]
+        allowed = ledger_mb if (name, what) == ("parent", "MB") else 0.0
+        good = grown <= SHARE * level + SLACK[what] + allowed
         flat &= good
         shown = (f"{lived_s:.0f} s", f"{points[0][1]:.1f}", f"{level:.1f}", f"{grown:+.2f}", "flat" if good else "GROWS")
         rows.append((name, what, *shown))
