@@ -5,8 +5,8 @@
 At the end the weights must be those of the same steps in memory without any of it, and memory and open files must be flat: the
 median slope (Theil and Sen) over the second half, times its length, may be 5 % of the level. The first half is left out because
 allocators, caches and the logs of events grow to their level in it; a leak goes on, and one of 5 % in half a run is found.
-With liars, this process also writes down who spoke of which claim, to know afterwards who lied (`holdfast.attacks.ledger`): about
-9 kB a step in this run, traced, for which it is allowed `LEDGER_MB` a step; with `--honest` nobody lies and nothing is allowed.
+With liars, this process also writes down who spoke of which claim, to know afterwards who lied (`holdfast.attacks.ledger`):
+about 9 kB a step in this run, traced, for which it is allowed `LEDGER_MB` a step; with `--honest` nobody lies and nothing is.
 """
 
 from __future__ import annotations
