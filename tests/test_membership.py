@@ -185,8 +185,8 @@ def test_settling_needs_every_seat():
         members.settle()
 
 
-def test_the_sender_of_a_state_is_told_its_version_and_whose_it_will_be():
+def test_the_sender_of_a_state_is_told_its_version_its_digest_and_whose_it_will_be():
     members = founded()
     members.seal({})
     members.distrust(3, "w0")
-    assert members.transfers() == [("w3", SendState(3, 1, "w0", Role.SHADOW))]
+    assert members.transfers() == [("w3", SendState(3, 1, "w0", Role.SHADOW, members.digests[3]))]

@@ -114,8 +114,9 @@ class Coordinator:
 
     def collect(self, to: str) -> list[Envelope]:
         """Have the sealed state of every stage sent to `to` by whoever has it: one of them may die or send another."""
-        orders = [(holder, i) for i in self.membership.route.stages for holder in self.membership.sources(i)]
-        return [self._to(holder, SendState(i, self.membership.version, to, None)) for holder, i in orders]
+        sealed = self.membership
+        orders = [(holder, i) for i in sealed.route.stages for holder in sealed.sources(i)]
+        return [self._to(holder, SendState(i, sealed.version, to, None, sealed.digests[i])) for holder, i in orders]
 
     def receive(self, envelope: Envelope) -> Sequence[Envelope]:
         """Take one message; what comes from somebody without the right seat, or too late, is ignored."""

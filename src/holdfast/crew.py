@@ -28,7 +28,7 @@ from holdfast.transport.grpc import GrpcTransport
 MAX_STARTS = 8
 """A worker whose process ends this often in a row is not started again."""
 
-STEADY_S = 300.0
+STEADY_S = 60.0
 """A process that has lived this long is not one in a row of failures."""
 
 PAUSE_S = 0.5

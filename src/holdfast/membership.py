@@ -132,11 +132,12 @@ class Membership:
             role = route.role(stage, worker)
             assert role is not None
             self._asked.add(seat)
+            sealed = self.digests[stage]
             if seat in self._doubted:
                 untried = [source for source in sources if source not in self._doubted[seat]]
-                orders += [(source, SendState(stage, self.version, COORDINATOR, role)) for source in untried]
+                orders += [(source, SendState(stage, self.version, COORDINATOR, role, sealed)) for source in untried]
             else:
-                orders.append((sources[0], SendState(stage, self.version, worker, role)))
+                orders.append((sources[0], SendState(stage, self.version, worker, role, sealed)))
         return orders
 
     def awaiting(self, stage: int, source: str) -> list[str]:

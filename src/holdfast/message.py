@@ -76,12 +76,16 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class SendState:
-    """An order to send the state of `stage` at `version` to `to`, who will hold it in `role` (None: only look at it)."""
+    """An order to send the state of `stage` at `version` to `to`, who will hold it in `role` (None: only look at it).
+
+    `digest` is the sealed one, by which a new holder finds it among what it was sent and has not begun to use; empty: not told.
+    """
 
     stage: int
     version: int
     to: str
     role: Role | None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class Station:
         self._base_bytes = 0
         self._over: str | None = None
         self._failure: BaseException | None = None
+        self._alone = ""
 
     def run(self) -> str:
         """Serve until dismissed or stopped. Raises NetworkError where the coordinator cannot be reached any more."""
@@ -97,7 +98,7 @@ class Station:
                     if self._over is None:
                         self._room.turn(TURN_S)
                         self._part.after_turn()
-                    if self._failure is not None:
+                    if self._failure is not None and self._over is None:
                         raise self._failure
             finally:
                 self._over = self._over or "failed"
@@ -148,6 +149,8 @@ class Station:
                 envelope = self._link.receive(TURN_S)
                 self._look_after_host()
                 if envelope is None:
+                    if self._alone:  # and all that it has said before has been read
+                        raise NetworkError(self._alone)
                     continue
                 if isinstance(envelope.message, ORDERS):
                     if envelope.sender == COORDINATOR:
@@ -163,7 +166,7 @@ class Station:
         """Without its coordinator a station is of no use to anybody: it ends, and may be started anew."""
         for notice in self._link.notices():
             if notice.process == self._part.host and notice.kind in ("lost", "refused"):
-                raise NetworkError(f"the coordinator is {notice.kind}: {notice.reason}")
+                self._alone = f"the coordinator is {notice.kind}: {notice.reason}"
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

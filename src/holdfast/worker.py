@@ -209,7 +209,7 @@ class Worker:
             if seat is not None and seat.version == message.version:
                 state: StageState | None = seat.state()
             else:
-                state = self._retained.state(message.stage, message.version)
+                state = self._retained.state(message.stage, message.version) or self._shown(message)
             return [] if state is None else [Envelope(self.name, message.to, StateTransfer(state, message.role))]
         seat = self.seats.get(message.key.stage)
         mine = [] if seat is None else seat.supply(message.key, message.to)
@@ -218,6 +218,13 @@ class Worker:
         if self._terms.likeness is not None and mine and taken and claim is not None and claim.header.worker != self.name:
             return mine + taken  # both accounts, whose bytes differ: who asks knows which one it needs
         return mine or taken
+
+    def _shown(self, order: SendState) -> StageState | None:
+        """What it was sent and has shown, before the step begins in which it is used: who sent it may be gone by now."""
+        for (stage, _), (digest, message) in self._delivered.items():
+            if stage == order.stage and digest == order.digest:
+                return replace(message.state, version=order.version)
+        return None
 
     def _seated(self) -> list[Stage]:
         return list(self.seats.values())

@@ -95,9 +95,10 @@ def test_where_nobody_has_the_right_state_the_referee_s_own_is_sent(world):
     w = world().lie("w2", "U2", output=b"x").lie("w3", "U2", output=b"y").step()
     assert w.sealed == world().step().sealed
     w.begin()
+    sealed = w.coordinator.membership.digests[2]
     assert messages(w.sent, SendState) == [
-        ("referee", SendState(2, 1, "w2", "primary")),
-        ("referee", SendState(2, 1, "w3", "shadow")),
+        ("referee", SendState(2, 1, "w2", "primary", sealed)),
+        ("referee", SendState(2, 1, "w3", "shadow", sealed)),
     ]
     assert w.run().sealed == world().step().step().sealed
 

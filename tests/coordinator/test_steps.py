@@ -121,7 +121,9 @@ def test_without_a_defence_the_primary_s_word_is_enough_and_nobody_is_examined(w
 def test_states_for_a_checkpoint_come_from_holders(world):
     w = world().step()
     sent = {(envelope.recipient, envelope.message) for envelope in w.coordinator.collect("archive")}
-    assert sent == {(holder, SendState(i, 1, "archive", None)) for i in range(5) for holder in w.route.holders(i)}
+    sealed = w.coordinator.membership.digests
+    orders = {(holder, SendState(i, 1, "archive", None, sealed[i])) for i in range(5) for holder in w.route.holders(i)}
+    assert sent == orders
 
 
 # -- the order of arrival ------------------------------------------------------------------------------------------------

@@ -97,13 +97,15 @@ class End:
 class Threads:
     """A `Crew` whose machines are threads; `kill` lets one vanish, as if its plug were pulled.
 
-    The first machine of who `stumbles` says that it is there and vanishes; who is in `slow_s` takes so long to be deployed.
+    The first machine of who `stumbles` says that it is there and vanishes (for good if it `stays_away`); who is in `slow_s`
+    takes so long to be deployed.
     """
 
     def __init__(self, config: RunConfig, hub: Hub, ended: Callable[[str, str], None], troupe: Troupe | None) -> None:
         self.starts: list[str] = []
         self.fenced: list[str] = []
         self.stumbles: set[str] = set()
+        self.stays_away: set[str] = set()
         self.slow_s: dict[str, float] = {}
         self._config = config
         self._hub = hub
@@ -124,7 +126,8 @@ class Threads:
             self.stumbles.discard(name)
             end.send(Envelope(name, COORDINATOR, Present(end.me.address, "cpu", "native")))
             threading.Timer(0.2, self._vanish, (name,)).start()
-            threading.Timer(0.6, self.start, (name,)).start()
+            if name not in self.stays_away:
+                threading.Timer(0.6, self.start, (name,)).start()
             return
         sign = partial(sign_header, identity=derived(self._config.training.seed, name))
         played: Callable[[Actor], Actor] = (lambda actor: actor) if self._troupe is None else self._troupe.play

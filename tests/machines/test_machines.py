@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from holdfast.cast import Troupe
+from holdfast.claim import ClaimKey, Direction
 from holdfast.config import RunConfig, assign, resolve
 from holdfast.event import Event, Joined, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
-from holdfast.message import Tally
+from holdfast.message import Accepted, Envelope, Loss, Seal, SendState, Tally
 from holdfast.result import RunResult
 from holdfast.settings import merge, split_attack
 from holdfast.trainer import Trainer
@@ -129,6 +130,18 @@ def test_a_machine_that_dies_before_it_has_its_part_gets_it_when_it_is_back(in_t
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
 
 
+def test_a_machine_that_is_gone_before_it_has_its_part_is_taken_over(in_threads: Any) -> None:
+    """Its stage was sent to nobody yet, and its shadow's machine has it from the start."""
+
+    def prepare(crew: Any) -> None:
+        crew.stumbles, crew.stays_away, crew.slow_s = {"w2"}, {"w2"}, {"w3": 1.0}
+
+    run = Run(config_of(), in_threads, prepare=prepare)
+    assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
+    assert run.result.rollbacks == 0
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
 def test_who_comes_back_while_the_run_goes_back_is_a_spare_and_gets_a_seat(in_threads: Any) -> None:
     """Both holders of stage 2 go at once; the new cluster is made without them, and they join it."""
 
@@ -144,6 +157,20 @@ def test_who_comes_back_while_the_run_goes_back_is_a_spare_and_gets_a_seat(in_th
     assert {event.worker for event in run.of(WorkerLost)} == {event.worker for event in run.of(Joined)} == {"w2", "w3"}
     assert {"w1", "w2", "w3"} <= set(run.of(Reseated)[-1].primaries)
     assert run.result.rollbacks == 1
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_one_message_that_nobody_may_send_ends_no_machine(in_threads: Any) -> None:
+    def at(run: Run, event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 1:
+            for victim in ("w1", "w3"):
+                for order in (Seal(7), SendState(1, 0, "w2", None), Accepted(claim, b""), Loss(1, 0, 0, 0.0)):
+                    run.stage.hub.ends["w2"].send(Envelope("w2", victim, order))
+
+    claim = ClaimKey(1, 0, Direction.FORWARD, 1, 0)
+    run = Run(config_of(), in_threads, at)
+    assert run.of(WorkerLost) == []
+    assert run.result.alerts == 0
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
 
 

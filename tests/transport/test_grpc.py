@@ -18,6 +18,7 @@ import torch
 from holdfast.errors import ConfigError, NetworkError, ProtocolError
 from holdfast.message import Envelope, Loss, Seal, TiedWeight
 from holdfast.testing.certificates import Authority
+from holdfast.testing.proxy import Proxy
 from holdfast.transport import Endpoint, WireOptions, encode, packet
 from holdfast.transport.grpc import GrpcTransport
 from holdfast.transport.loop import LoopThread
@@ -28,75 +29,6 @@ AUTHORITY = Authority()
 NAMES = ("host", "w1", "w2", "w3")
 CREDENTIALS = {name: AUTHORITY.issue(name) for name in NAMES}
 FAST = WireOptions(part_bytes=32 << 10, window_bytes=1 << 20, heartbeat_s=0.1, silence_s=0.8, reconnect_s=0.6, linger_s=0.5)
-
-
-class Proxy:
-    """TCP between a dialler and `target`, which can be cut, shut, frozen, or cut after some bytes."""
-
-    def __init__(self, target):
-        host, port = target.split(":")
-        self._target = (host, int(port))
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self.shut = False
-        self.frozen = threading.Event()
-        self.cuts = []  # numbers of bytes after which it cuts, the next one last
-        self.carried = 0
-        self._lines = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            if self.shut:
-                near.close()
-                continue
-            try:
-                far = socket.create_connection(self._target)
-            except OSError:
-                near.close()
-                continue
-            self._lines.append((near, far))
-            for a, b in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pump, args=(a, b), daemon=True)
-                thread.start()
-                self._threads.append(thread)
-
-    def _pump(self, source, sink):
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 14):
-                while self.frozen.is_set():
-                    time.sleep(0.01)
-                self.carried += len(data)
-                if self.cuts and self.carried > self.cuts[-1]:
-                    self.cuts.pop()
-                    sink.sendall(data[: len(data) // 2])
-                    self.cut()
-                    return
-                sink.sendall(data)
-        for line in (source, sink):
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-
-    def cut(self):
-        for line in [line for pair in self._lines for line in pair]:
-            with contextlib.suppress(OSError):
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                line.shutdown(socket.SHUT_RDWR)
-
-    def close(self):
-        self.frozen.clear()
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self.cut()
-        for thread in self._threads:
-            thread.join(5)
-        for line in [line for pair in self._lines for line in pair]:
-            line.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -187,6 +187,17 @@ def test_a_state_is_sent_to_whom_it_is_ordered(toy, sender):
     assert state_digest(envelope.message.state) == toy.sealed(1)
 
 
+def test_a_state_that_was_shown_is_sent_on_before_its_step_begins_and_no_other(toy):
+    """Who sent it may be gone; what a liar sent as well stays here."""
+    worker = bare(toy)
+    say(worker, "liar", StateTransfer(wrong(toy, 1), Role.SHADOW))
+    say(worker, "w1", StateTransfer(toy.state(1), Role.SHADOW))
+    (envelope,) = say(worker, "coordinator", SendState(1, 0, "w9", Role.SHADOW, toy.sealed(1)))
+    assert (envelope.recipient, envelope.message.role) == ("w9", Role.SHADOW)
+    assert state_digest(envelope.message.state) == toy.sealed(1)
+    assert say(worker, "coordinator", SendState(1, 0, "w9", Role.SHADOW, toy.sealed(3))) == []
+
+
 def test_an_order_that_overtook_the_seal_is_answered_after_it(toy):
     worker = seated(toy)
     assert say(worker, "coordinator", SendState(1, 1, "w9", Role.SHADOW)) == []

@@ -10,6 +10,7 @@ messages of several senders arrive in any order, and who is lost elsewhere its o
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections import defaultdict, deque
@@ -27,7 +28,16 @@ TURN_S = 0.2
 
 Call = Callable[[], Sequence[Envelope]]
 
-NO_HOOKS = Hooks()
+log = logging.getLogger("holdfast.launch")
+
+
+def _drop(envelope: Envelope, error: ProtocolError) -> Sequence[Envelope]:
+    """What a member refuses is lost: who sends nonsense to another must not end it."""
+    log.info("%s from %s was refused: %s", type(envelope.message).__name__, envelope.sender, error)
+    return ()
+
+
+NO_HOOKS = Hooks(on_refused=_drop)
 
 
 class Wire(Protocol):

@@ -22,10 +22,13 @@ from holdfast.cluster import Cluster
 from holdfast.config import RunConfig
 from holdfast.crew import Processes, Staging, processes
 from holdfast.event import Event, Joined, Reseated, Reshadowed, StepSealed, TakenOver, WorkerLost
-from holdfast.machines import Machines, Patience
+from holdfast.machines import HOST, Machines, Patience
+from holdfast.message import Envelope, Peers
 from holdfast.result import RunResult
 from holdfast.stage import REFEREE
+from holdfast.testing.proxy import Proxy
 from holdfast.trainer import Trainer
+from holdfast.transport import Endpoint
 
 WAIT_S = 60.0
 """How long a run waits for a new process."""
@@ -120,6 +123,63 @@ class Chaos:
             return execute(work)
 
         referee.execute = watched
+
+
+class Spared(Processes):
+    """Kills nobody whom the run has lost: as with machines of other people."""
+
+    def left(self, name: str, *, banned: bool) -> None:
+        with self._lock:
+            self._banned |= {name} if banned else set()
+
+
+class Lines:
+    """A proxy on every line between two processes: give `crew` and `meddle` to a `Chaos`, then `sever("w1", "w2")`."""
+
+    def __init__(self) -> None:
+        self._proxies: dict[tuple[str, str], Proxy] = {}
+
+    def crew(self, run: str, host: Endpoint, *others: Any) -> Processes:
+        lines = self
+
+        class Dialling(Processes):
+            def _start(self, name: str) -> None:
+                self._host = replace(host, address=lines.address(name, host))
+                super()._start(name)
+
+        return Dialling(run, host, *others)
+
+    def meddle(self, machines: Machines) -> None:
+        """Everybody, the host too, is told the proxies' addresses instead of the true ones."""
+        transport: Any = machines._transport
+        send, know = transport.send, transport.know
+
+        def told(envelope: Envelope) -> None:
+            if isinstance(envelope.message, Peers):
+                ends = [Endpoint(*process) for process in envelope.message.processes]
+                told = tuple((end.process, end.names, self.address(envelope.recipient, end)) for end in ends)
+                envelope = replace(envelope, message=Peers(told))
+            send(envelope)
+
+        transport.send = told
+        transport.know = lambda ends: know([replace(end, address=self.address(HOST, end)) for end in ends])
+
+    def address(self, dialler: str, end: Endpoint) -> str | None:
+        if end.address is None or dialler == end.process:
+            return end.address
+        key = (dialler, end.process)
+        if key not in self._proxies or self._proxies[key].target != end.address:
+            self._proxies[key] = Proxy(end.address)
+        return self._proxies[key].address
+
+    def sever(self, one: str, other: str) -> None:
+        for key in ((one, other), (other, one)):
+            if key in self._proxies:
+                self._proxies[key].sever()
+
+    def close(self) -> None:
+        for proxy in self._proxies.values():
+            proxy.close()
 
 
 @dataclass(frozen=True)
