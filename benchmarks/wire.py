@@ -3,8 +3,8 @@
     python benchmarks/wire.py                   1, 16 and 64 MB; one and four transfers in flight
 
 Two processes on 127.0.0.1. A transfer is an fp32 tensor in memory that becomes a tensor at the other end, which answers with
-a few bytes; a figure is the best of `--repeats`, since other work on the machine can only slow it down. Gloo and the sockets
-neither encrypt nor authenticate, and their receiver has its buffer ready.
+a few bytes; a figure is the median of `--repeats` with the least and the greatest, a ratio the median of those within one
+repeat. Gloo and the sockets neither encrypt nor authenticate, and do not survive a cut line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def receive(end: GrpcTransport) -> Envelope:
 # -- the other process ---------------------------------------------------------------------------------------------------
 
 
-def wire_peer(pipe: Connection, credentials: Credentials, compression: Any) -> None:
+def wire_peer(pipe: Connection, credentials: Credentials) -> None:
     torch.set_num_threads(1)
     end = GrpcTransport(Endpoint("b", ("b",)), credentials, run="benchmark")
     pipe.send(end.me)
@@ -131,17 +131,23 @@ def answer(works: tuple[Any, Any]) -> None:
     dist.recv(torch.zeros(1, dtype=torch.int64), 1)
 
 
-def rate(transfer: Transfer, megabytes: int, in_flight: int, repeats: int) -> float:
-    """MB/s, the best of `repeats`."""
+def rates(ways: dict[str, Transfer], megabytes: int, in_flight: int, repeats: int) -> dict[str, list[float]]:
+    """MB/s of each way, `repeats` times; the ways take turns, so that other work on the machine meets them alike."""
     tensor = torch.randn(megabytes * MB // 4)
     count = max(2 * in_flight, 128 // megabytes)
-    transfer(tensor, in_flight, in_flight)
-    best = float("inf")
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for transfer in ways.values():
+        transfer(tensor, in_flight, in_flight)
     for _ in range(repeats):
-        began = time.perf_counter()
-        transfer(tensor, count, in_flight)
-        best = min(best, time.perf_counter() - began)
-    return count * megabytes / best
+        for name, transfer in ways.items():
+            began = time.perf_counter()
+            transfer(tensor, count, in_flight)
+            found[name].append(count * megabytes / (time.perf_counter() - began))
+    return found
+
+
+def told(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def round_trip_ms(transfer: Transfer, repeats: int = 500) -> float:
@@ -185,14 +191,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     authority = Authority()
     ways: dict[str, Transfer] = {}
     peers = {}
     for name, target, given in (
-        ("wire", wire_peer, (authority.issue("b"), None)),
+        ("wire", wire_peer, (authority.issue("b"),)),
         ("gloo", gloo_peer, ()),
         ("socket", socket_peer, ()),
     ):
@@ -213,13 +219,17 @@ def main() -> None:
             line = socket.create_connection(here.recv())
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             ways[name] = over_socket(line)
-    rows = []
+    rows, before = [], os.getloadavg()[0]
     for megabytes in options.megabytes:
         for in_flight in options.in_flight:
-            rates = {name: rate(way, megabytes, in_flight, options.repeats) for name, way in ways.items()}
-            shares = [f"{rates['wire'] / rates[name]:.2f}" for name in ("gloo", "socket")]
-            rows.append([f"{megabytes}", f"{in_flight}", *(f"{rates[name]:.0f}" for name in ways), *shares])
-    show("Tensors over the wire, MB/s", ["MB", "in flight", *ways, "wire / gloo", "wire / socket"], rows)
+            found = rates(ways, megabytes, in_flight, options.repeats)
+            shares = [
+                statistics.median(a / b for a, b in zip(found["wire"], found[name], strict=True)) for name in ("gloo", "socket")
+            ]
+            cells = [told(values) for values in found.values()]
+            rows.append([f"{megabytes}", f"{in_flight}", *cells, *(f"{share:.2f}" for share in shares)])
+    load = f"load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}"
+    show(f"Tensors over the wire, MB/s ({load})", ["MB", "in flight", *ways, "wire / gloo", "wire / socket"], rows)
     trips = [round_trip_ms(way) for way in (control_trip(end), *ways.values())]
     line.close()
     dist.send(torch.zeros(1, dtype=torch.int64), 1)

@@ -58,3 +58,16 @@ def test_nothing_is_kept_of_a_step_that_is_over():
     comparer.begin(4, 0)
     assert comparer._seen == {}
     assert comparer._told == set()
+
+
+def test_one_holder_fills_its_own_places_only():
+    """A primary that sends tensors of steps to come, or of micro-batches that there are not, filled the comparer's memory."""
+    comparer = Comparer(waiting=4)
+    comparer.begin(3, 0)
+    for number in range(100):
+        for step in (3, 4, 5 + number):
+            comparer.take(claim(ONE, Role.PRIMARY, ClaimKey(step, 0, Direction.BACKWARD, 2, number + 2)), Role.PRIMARY)
+    assert len(comparer._seen) == 4
+    other = ClaimKey(3, 0, Direction.BACKWARD, 1, 0)
+    comparer.take(claim(ONE, Role.PRIMARY, other), Role.PRIMARY)
+    assert comparer.take(claim(OTHER, Role.SHADOW, other), Role.SHADOW) is not None

@@ -205,3 +205,21 @@ def test_a_ruling_against_the_own_output_is_what_headers_name():
     box.own(claim(FALSE))
     assert box.rule(KEY, RULING) == []
     assert box.digest(KEY) == RULING
+
+
+@pytest.mark.parametrize("order", ["rule true false", "vouch false true rule", "vouch true rule false"])
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_signed_contradiction_is_told_of_even_where_it_does_no_harm(order, signed):
+    box, told = inbox(), []
+    false = claim(FALSE)
+    false = Claim(replace(false.header, signature=b"signed"), FALSE) if signed else false
+    for word in order.split():
+        match word:
+            case "rule":
+                told += box.rule(KEY, RULING)
+            case "vouch":
+                box.vouch(KEY, RULING)
+            case _:
+                told += box.deliver("w1" if word == "false" else "w2", claim() if word == "true" else false)
+    assert same_bytes(box.tensor(KEY), TRUE)
+    assert told == ([Complaint(KEY, "w1", tensor_digest(FALSE), false.header)] if signed else [])

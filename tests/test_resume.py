@@ -456,6 +456,29 @@ def test_a_checkpoint_that_cannot_be_used_is_one_error_and_changes_nothing(
     assert tree(out) == before
 
 
+@pytest.mark.parametrize("file", ["report.jsonl", "evidence.jsonl"])
+@pytest.mark.parametrize("damage", ["altered", "another form", "a folder"])
+def test_records_that_cannot_be_gone_on_with_are_told_before_a_checkpoint_is_given_up(
+    tiny: dict[str, Any], whole: Callable[..., Path], tmp_path: Path, file: str, damage: str
+) -> None:
+    """From an older checkpoint on the newer ones go; they went although the run then could not begin."""
+    out = tmp_path / "run"
+    shutil.copytree(whole(), out)
+    path = out / file
+    match damage:
+        case "altered":
+            path.write_bytes(path.read_bytes()[:-3] + b"x}\n")
+        case "another form":
+            path.write_text('{"schema": 1, "event": "StepSealed"}\n')
+        case _:
+            path.unlink()
+            path.mkdir()
+    older = min((out / "checkpoints").iterdir())
+    before = tree(out)
+    assert command("train", "--resume", str(older), "-q") in (2, 3)
+    assert tree(out) == before
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

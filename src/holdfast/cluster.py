@@ -32,7 +32,7 @@ from holdfast.job import Job
 from holdfast.launch import Deadlock, Hooks
 from holdfast.likeness import Likeness
 from holdfast.membership import Membership
-from holdfast.message import Envelope, StateRefused, StateTransfer
+from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
 from holdfast.recover.registry import resolve_remedy
@@ -105,6 +105,7 @@ class Deployment:
 
     `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
+    `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
     """
 
     name: str
@@ -112,6 +113,7 @@ class Deployment:
     notary: Notary | None = None
     draw: int = 0
     likeness: Likeness | None = None
+    identity: Identity | None = None
 
 
 class Cluster:
@@ -123,8 +125,10 @@ class Cluster:
         self, deployment: Deployment, job: Job, observe: Callable[[Event, float], None], engine: Engine | None = None
     ) -> None:
         self._job = job
-        self._identities = members(job.config) if self._checked else {}
-        self._notary = deployment.notary or Notary(register(deployment.name, job.config) if self._checked else None)
+        self._identities = members(job.config, deployment.identity) if self._checked else {}
+        self._notary = deployment.notary or Notary(
+            register(deployment.name, job.config, identity=deployment.identity) if self._checked else None
+        )
         self._deployment = deployment
         self._run = deployment.name
         self._engine = engine or MemoryEngine(job.config)
@@ -150,7 +154,8 @@ class Cluster:
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
         workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
-        ensemble = Ensemble([initiator, self.coordinator, referee, checker, self.archive], workers, builder, self._sign)
+        trusted_actors: list[Actor] = [initiator, self.coordinator, referee, checker, self.archive]
+        ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
         hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
         self.launcher = self._engine.deploy(ensemble, hooks)
         target = membership.target()
@@ -270,8 +275,13 @@ class Cluster:
         return dict(sorted(self.archive.states.items()))
 
 
-def members(config: RunConfig) -> dict[str, Identity]:
-    """The keys of everybody who signs in a simulated run: they follow from its seed, so that it repeats to the bit."""
+def members(config: RunConfig, identity: Identity | None = None) -> dict[str, Identity]:
+    """The keys of everybody who signs in a simulated run: they follow from its seed, so that it repeats to the bit.
+
+    With an `identity`, that of the trusted members, which are all that sign here.
+    """
+    if identity is not None:
+        return {INITIATOR: identity, COORDINATOR: identity}
     names = (*names_of_workers(config.pipeline.stages), COORDINATOR)
     return {name: derived(config.training.seed, name) for name in dict.fromkeys(names)}
 
@@ -282,10 +292,12 @@ def secret_of_draws(config: RunConfig) -> int:
     return seeds.derive(config.training.seed, "spot checks") if given is None else given
 
 
-def register(run: str, config: RunConfig, signer: Identity | None = None) -> Register:
-    """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed."""
-    keys = {name: identity.public for name, identity in members(config).items()}
-    derived_names = tuple(name for name in keys if signer is None or name != COORDINATOR)
+def register(run: str, config: RunConfig, signer: Identity | None = None, *, identity: Identity | None = None) -> Register:
+    """Who may sign in the run, for the notary; `signer` is the coordinator, where its key does not follow from the seed, and
+    `identity` all the trusted members, where no key does.
+    """
+    keys = {name: identity.public for name, identity in members(config, identity).items()}
+    derived_names = () if identity else tuple(name for name in keys if signer is None or name != COORDINATOR)
     if signer is not None:
         keys[COORDINATOR] = signer.public
     draws = config.defence.check_claims or config.check_steps or config.defence.redraw_every
@@ -293,14 +305,14 @@ def register(run: str, config: RunConfig, signer: Identity | None = None) -> Reg
     return Register(run, hashlib.sha256(to_toml(config).encode()).digest(), keys, derived_names, secret)
 
 
-def open_notary(run: str, config: RunConfig) -> Notary:
+def open_notary(run: str, config: RunConfig, identity: Identity | None = None) -> Notary:
     """The notary of a run; it writes where the run has a directory. Where nothing is checked there is no evidence."""
     if config.defence_name == "none":
         return Notary()
     out, key = config.output.dir, config.output.key
     signer = None if key is None else load_or_make(Path(key))
-    log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config)[COORDINATOR])
-    return Notary(register(run, config, signer), log)
+    log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config, identity)[COORDINATOR])
+    return Notary(register(run, config, signer, identity=identity), log)
 
 
 def arithmetics(config: RunConfig) -> dict[str, str]:

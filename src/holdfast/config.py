@@ -107,7 +107,7 @@ class DefenceConfig(Section):
     )
     redraw_every: int = Field(0, ge=0, description="steps after which other workers sit on the stages (0: never)")
     calibration: str | None = Field(None, description="file of bounds between numerics classes; None: measured at the start")
-    drift_factor: float = Field(2.0, ge=1, description="times the honest sum of drifts that a shadow may take over")
+    drift_factor: float = Field(2.0, ge=1, le=1e6, description="times the honest sum of drifts that a shadow may take over")
 
 
 class AttackConfig(Section):
@@ -143,6 +143,8 @@ class MachinesConfig(Section):
     """Workers that live in other processes, on this machine or others; times are those of the clock on the wall."""
 
     silence_s: float = Field(6.0, gt=2.0, description="without a word from a machine, until it counts as lost")
+    metrics: str | None = Field(None, description="ip:port of /metrics and /healthz; None: not served")
+    expose_metrics: bool = Field(False, description="whether other machines may reach them; they need no password")
     restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
 
 
@@ -154,6 +156,7 @@ class OutputConfig(Section):
     checkpoint_every: int = Field(0, ge=0, description="steps; 0: only at the end")
     keep: int = Field(3, ge=1)
     report_to: tuple[Literal["tensorboard"], ...] = ()
+    log_format: Literal["text", "json"] = Field("text", description="of the lines in holdfast.log; json: on stderr too")
 
 
 class RunConfig(Section):

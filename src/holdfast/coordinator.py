@@ -272,6 +272,10 @@ class Coordinator:
         membership = self.membership
         if worker in membership.spares or worker in membership.route.workers or worker in membership.banned:
             return []
+        if self._is_to_be_banned(worker):
+            self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
+            membership.banned.add(worker)
+            return []
         membership.spares.append(worker)
         self._events.append(Joined(worker, self._step_number))
         return []
@@ -281,9 +285,11 @@ class Coordinator:
         if worker in self.membership.spares:
             self.membership.spares.remove(worker)
             self._events.append(WorkerLost(worker, self._step_number, reason))
-        if worker not in self.membership.route.workers or self.broken:
+        if worker not in self.membership.route.workers:
             return []
         self._events.append(WorkerLost(worker, self._step_number, reason))
+        if self.broken:  # whoever goes now does not come along when the run goes back
+            return []
         if worker in self.membership.route.trusted:
             raise FaultWindowExceeded(f"the trusted {worker} is lost ({reason}); start the run again from its checkpoint")
         if self.membership.without(worker) is None:
@@ -330,13 +336,18 @@ class Coordinator:
 
         False complaints are counted whatever the policy: they cost the coordinator itself.
         """
-        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
         for worker in self.membership.route.workers:
-            lies = counted[worker]
-            if lies >= self._policy.ban_after and self.membership.without(worker) is not None:
-                self._events.append(Banned(worker, lies, self._step_number))
+            if self._is_to_be_banned(worker) and self.membership.without(worker) is not None:
+                self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
                 self.membership.banned.add(worker)
                 self._take_over(worker)
+
+    def _lies_of(self, worker: str) -> int:
+        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
+        return counted[worker]
+
+    def _is_to_be_banned(self, worker: str) -> bool:
+        return self._lies_of(worker) >= self._policy.ban_after
 
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""

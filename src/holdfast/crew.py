@@ -10,6 +10,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from holdfast.config import RunConfig, Section
 from holdfast.evidence.certificates import Authority
 from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
-from holdfast.machines import HOST, TRUSTED, Machines
+from holdfast.machines import HOST, TRUSTED, Crew, Machines, Patience
 from holdfast.station import ANYTIME
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
 
 MAX_STARTS = 8
-"""A worker whose process ends this often is not started again."""
+"""A worker whose process ends this often in a row is not started again."""
+
+STEADY_S = 300.0
+"""A process that has lived this long is not one in a row of failures."""
 
 PAUSE_S = 0.5
 
@@ -76,6 +80,8 @@ class Processes:
         self._staging = staging
         self._told_ended = ended
         self._starts: Counter[str] = Counter()
+        self._in_a_row: Counter[str] = Counter()
+        self._started_s: dict[str, float] = {}
         self._banned: set[str] = set()
         self._timers: dict[str, threading.Timer] = {}
         self._lock = threading.RLock()
@@ -85,12 +91,24 @@ class Processes:
     def gather(self, names: Sequence[str]) -> None:
         with self._lock:
             alive = self.children.alive()
-            for name in names:
-                if name not in alive and name not in self._timers:
+            lacking = [name for name in names if name not in alive and name not in self._timers]
+            over = [name for name in lacking if self._starts[name] and not self._restarts]
+            for name in lacking:
+                if name not in over:
                     self._start(name)
+        for name in over:
+            self._told_ended(name, "its process ended, and is not started again")
 
     def expect(self) -> Sequence[Endpoint]:
         return [Endpoint(name, (name,), None) for name in self._starts if name not in self._banned]
+
+    def key(self, name: str) -> bytes | None:
+        return None
+
+    def awaits(self, name: str) -> bool:
+        with self._lock:
+            again = self._restarts and name not in self._banned and self._in_a_row[name] < MAX_STARTS
+            return again or name in self.children.alive()
 
     def left(self, name: str, *, banned: bool) -> None:
         with self._lock:
@@ -104,8 +122,14 @@ class Processes:
                 timer.cancel()
         self.children.close()
 
+    @property
+    def _restarts(self) -> bool:
+        return self._staging.config.machines.restart_workers
+
     def _start(self, name: str) -> None:
         self._starts[name] += 1
+        self._in_a_row[name] += 1
+        self._started_s[name] = time.monotonic()
         config = self._staging.config
         identity = derived(config.training.seed, name)
         certificate, private_key = self._authority.credentials(name, identity)
@@ -129,18 +153,17 @@ class Processes:
         self.children.start(name, command, told.model_dump_json().encode(), environment)
 
     def _ended(self, name: str, why: str) -> None:
+        self._told_ended(name, why)  # first: the loss of this process must not be taken for that of the next
         with self._lock:
-            if self._closed:
+            if self._closed or not self._restarts or name in self._banned:
                 return
-            again = (
-                self._staging.config.machines.restart_workers and name not in self._banned and self._starts[name] < MAX_STARTS
-            )
-            if again:
-                timer = threading.Timer(PAUSE_S * 2 ** (self._starts[name] - 1), self._again, (name,))
+            if time.monotonic() - self._started_s[name] > STEADY_S:
+                self._in_a_row[name] = 1
+            if self._in_a_row[name] < MAX_STARTS:
+                timer = threading.Timer(PAUSE_S * 2 ** (self._in_a_row[name] - 1), self._again, (name,))
                 timer.daemon = True
                 self._timers[name] = timer
                 timer.start()
-        self._told_ended(name, why)
 
     def _again(self, name: str) -> None:
         with self._lock:
@@ -149,10 +172,14 @@ class Processes:
                 self._start(name)
 
 
-def processes(staging: Staging) -> Machines:
+def processes(
+    staging: Staging,
+    crew: Callable[..., Crew] = Processes,
+    patience: Patience | None = None,
+) -> Machines:
     """The engine `processes`; no process is started before the first deployment, but the wire listens on loopback.
 
-    Raises NetworkError if it cannot.
+    `crew` makes the crew (as `Processes` is made). Raises NetworkError if it cannot listen.
     """
     run = secrets.token_hex(16)
     identity = generate()
@@ -166,4 +193,4 @@ def processes(staging: Staging) -> Machines:
         anytime=ANYTIME,
     )
     host = Endpoint(HOST, TRUSTED, transport.address)
-    return Machines(transport, lambda ended: Processes(run, host, authority, staging, ended))
+    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience())

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
 from holdfast.config import RunConfig
-from holdfast.launch import Hooks, InProcess, Timing
+from holdfast.launch import Glance, Hooks, InProcess, Timing
 from holdfast.message import Actor, Envelope
 from holdfast.stage import INITIATOR
 from holdfast.transport import Cluster as Described
@@ -30,17 +30,22 @@ class Company(Protocol):
 class Ensemble:
     """Whom an engine brings together: `trusted` actors of this machine, and the untrusted `workers` by name.
 
-    `builder` builds them (or is sent along as its blueprint), `sign(name)` is the hand of each in a simulation.
+    `builder` builds them (or is sent along as its blueprint), `sign(name)` is the hand of each in a simulation; where they have
+    keys of their own, `enroll(name, key)` is told before anything that they sign can come.
     """
 
     trusted: Sequence[Actor]
     workers: Sequence[str]
     builder: Builder
     sign: Callable[[str], Sign]
+    enroll: Callable[[str, bytes], None] = lambda _name, _key: None
 
 
 class Launcher(Protocol):
-    """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members."""
+    """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members.
+
+    `glance` may be called from any thread, and waits for nobody.
+    """
 
     @property
     def now(self) -> float: ...
@@ -50,6 +55,8 @@ class Launcher(Protocol):
 
     @property
     def bytes_sent(self) -> int: ...
+
+    def glance(self) -> Glance: ...
 
     def inject(self, envelopes: Iterable[Envelope]) -> None: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
@@ -16,11 +16,25 @@ from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
 from holdfast.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.event import Event
-from holdfast.report import JsonlReport, Observer, RunRecord, TensorBoard, make_record, read_run, render_html, write_run
+from holdfast.metrics import Metrics, MetricsServer, check_metrics
+from holdfast.report import (
+    JsonlReport,
+    LogFile,
+    Observer,
+    RunRecord,
+    TensorBoard,
+    make_record,
+    read_run,
+    render_html,
+    write_run,
+)
 from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
 from holdfast.trainer import Trainer
+
+if TYPE_CHECKING:
+    from holdfast.host import Host
 
 AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
 
@@ -30,8 +44,9 @@ class Experiment:
 
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
-    nothing is written. `resume` is the directory of a run to go on with. Raises ConfigError and the like before anything is
-    written.
+    nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
+    where the config wants one. With a `host` the workers are machines that join, and all keys are their own. Raises ConfigError
+    and the like before anything is written.
     """
 
     def __init__(
@@ -41,6 +56,7 @@ class Experiment:
         observers: Sequence[Observer] = (),
         label: str = "",
         resume: Path | str | None = None,
+        host: Host | None = None,
         **settings: Any,
     ) -> None:
         tables = _tables(config, resume)
@@ -54,22 +70,31 @@ class Experiment:
         self.label = label or _label(self.config)
         self.record: RunRecord | None = None
         self._out = _directory(self.config, resumed=resume is not None)
-        self._recorder = _Recorder(self.config, self._out, observers)
+        self.metrics: MetricsServer | None = None
+        self._metrics = _metrics(self.config)
+        self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
-            open_engine=_engine(self.config, troupe, objects, self._out),
+            deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
+            open_engine=_engine(self.config, troupe, objects, self._out) if host is None else host.engine,
+            identity=None if host is None else host.identity,
         )
 
     def run(self) -> RunResult:
         """Train to the end (or to `stop`), write the reports, and return the numbers of `train --json`."""
+        machines = self.config.machines
+        if self._metrics is not None:
+            self.metrics = MetricsServer(self._metrics, machines.metrics or "", exposed=machines.expose_metrics)
         try:
             result = self._trainer.run()
         finally:
             self._recorder.close()
+            if self.metrics is not None:
+                self.metrics.close()
         if self._out is None:
             tables = self.config.model_dump(mode="json", exclude_none=True)
             self.record = make_record(self.label, result.to_json(), tables, self._recorder.events)
@@ -82,6 +107,15 @@ class Experiment:
     def stop(self) -> None:
         """Finish the step that is running, write a checkpoint, and let `run` return."""
         self._trainer.stop()
+
+
+def _metrics(config: RunConfig) -> Metrics | None:
+    """Who counts for a scraper, where the config wants it; raises now what would else come when the run begins."""
+    machines = config.machines
+    if machines.metrics is None:
+        return None
+    check_metrics(machines.metrics, exposed=machines.expose_metrics)
+    return Metrics(config.training.steps)
 
 
 def _engine(
@@ -103,6 +137,10 @@ def _engine(
     return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
 
 
+_BESIDE = ("host", "workers", "control.sock")
+"""What may lie in a run's directory before the run does: that of its host and of its workers' processes."""
+
+
 class _Recorder:
     """Observer that keeps or writes every event, and hands it on; the directory is made at the first one, not before."""
 
@@ -111,7 +149,7 @@ class _Recorder:
         self._config = config
         self._out = out
         self._observers = list(observers)
-        self._writers: list[JsonlReport | TensorBoard] = []
+        self._writers: list[JsonlReport | LogFile | TensorBoard] = []
         if config.output.report_to and out is None:
             raise ConfigError("--report-to tensorboard needs a directory for its files; give --out DIR (out=DIR in Python)")
         if config.output.report_to:
@@ -131,6 +169,7 @@ class _Recorder:
 
     def _open(self, out: Path) -> None:
         self._writers.append(JsonlReport(out / "report.jsonl"))
+        self._writers.append(LogFile(out, self._config.output.log_format))
         (out / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
         if "tensorboard" in self._config.output.report_to:
             self._writers.append(TensorBoard(out / "tensorboard"))
@@ -181,7 +220,7 @@ def _directory(config: RunConfig, *, resumed: bool) -> Path | None:
     if config.output.dir is None:
         return None
     out = Path(config.output.dir)
-    if not resumed and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resumed and out.exists() and (not out.is_dir() or any(entry.name not in _BESIDE for entry in out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; choose another --out, or go on with a run by --resume {out}")
     return out
 

@@ -77,8 +77,11 @@ class Inbox:
         Who is not `answerable` sent it for comparison, and need not have what the board accepts.
         """
         key = claim.header.key
-        if (key.step, key.attempt) < self._now or key in self._usable:
+        if (key.step, key.attempt) < self._now:
             return []
+        if key in self._usable:
+            late = self._contradiction(sender, claim) if answerable else None
+            return [] if late is None else [late]
         if not self.fits(claim.tensor) or (claim.origin is not None and not self.fits(claim.origin)):
             return [_complaint(sender, claim, b"")]
         if not self._checked:
@@ -131,6 +134,13 @@ class Inbox:
         """The digest of a usable tensor: as ruled, else as computed here; empty with defences off, where nothing is hashed."""
         return self._rulings.get(key) or self._vouched.get(key, b"")
 
+    def _contradiction(self, sender: str, claim: Claim) -> Complaint | None:
+        """Of a delivery that can do no harm any more: a signed header that says another thing than the ruling convicts its
+        signer all the same.
+        """
+        ruling, said = self._rulings.get(claim.header.key), claim.header
+        return None if ruling in (None, said.output) or not said.signature else _complaint(sender, claim, said.output)
+
     def _settle(self, delivery: _Delivery) -> Complaint | None:
         key = delivery.claim.header.key
         match check_delivery(delivery.sender, delivery.digest, self._rulings.get(key)):
@@ -138,8 +148,11 @@ class Inbox:
                 self._usable.setdefault(key, delivery.claim)
                 return None
             case Rejected():
-                silent = key in self._usable or not delivery.answerable
-                return None if silent else _complaint(delivery.sender, delivery.claim, delivery.digest)
+                if not delivery.answerable:
+                    return None
+                if key in self._usable:
+                    return self._contradiction(delivery.sender, delivery.claim)
+                return _complaint(delivery.sender, delivery.claim, delivery.digest)
             case _:
                 raise AssertionError(f"settled the {key} without a ruling")
 

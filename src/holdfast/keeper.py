@@ -18,12 +18,13 @@ from holdfast.config import RunConfig, to_toml
 from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError, SetupError
-from holdfast.evidence.log import FILE, read_line
+from holdfast.evidence.log import FILE, check_end, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.partition import is_adapter, save_adapter, save_model
 from holdfast.partition.source import LocalFiles
 from holdfast.progress import Progress
+from holdfast.report.jsonl import read_report
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
@@ -71,9 +72,14 @@ class Keeper:
         return states, progress
 
     def open(self, version: int) -> None:
-        """Make the run's directory ready for what comes after `version`; raises SetupError where it cannot be written to."""
+        """Make the run's directory ready for what comes after `version`.
+
+        Raises SetupError where it cannot be written to, and DataError too where its records are none to go on with; then
+        nothing has been changed.
+        """
         if self._out is None:
             return
+        self._check_records(self._out)
         try:
             self._out.mkdir(parents=True, exist_ok=True)
             if not os.access(self._out, os.W_OK | os.X_OK):
@@ -84,6 +90,14 @@ class Keeper:
             raise SetupError(
                 f"cannot write to the directory {self._out}: {error.strerror or error}; choose another --out"
             ) from None
+
+    def _check_records(self, out: Path) -> None:
+        """What is going to be continued is read now: a checkpoint that has been given up for it does not come back."""
+        report = out / "report.jsonl"
+        if report.exists() or report.is_symlink():
+            read_report(report)
+        if self._config.defence_name != "none":
+            check_end(out / FILE)
 
     # -- while it goes on --------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ The trusted members stay here. Nothing that a station says is believed beyond it
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -20,19 +21,25 @@ from typing import Protocol
 
 import torch
 
+from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble
 from holdfast.errors import HoldfastError, NetworkError
-from holdfast.event import Banned, Event
-from holdfast.launch import Hooks, RealTime
-from holdfast.message import Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.event import Banned, Event, WorkerLost
+from holdfast.launch import Glance, Hooks, RealTime
+from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.route import Route
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
-from holdfast.transport import Endpoint, Notice, Traffic
+from holdfast.transport import Endpoint, LinkStats, Notice, Traffic
 
 HOST = "host"
 """The process of the trusted members, by which machines know it."""
 
 TRUSTED = (INITIATOR, COORDINATOR, REFEREE, CHECKER, ARCHIVE)
 POLL_S = 0.1
+
+KIND = re.compile("[a-z-]{1,40}")
+MOST_KINDS = 16
+"""What a worker may call its work, and how many kinds it may have."""
 
 
 class Exchange(Protocol):
@@ -46,9 +53,11 @@ class Exchange(Protocol):
 
     def know(self, endpoints: Iterable[Endpoint]) -> None: ...
 
-    def forget(self, process: str) -> None: ...
+    def forget(self, process: str, *, current: bool = True) -> None: ...
 
     def notices(self) -> Sequence[Notice]: ...
+
+    def links(self) -> Mapping[str, LinkStats]: ...
 
     def send(self, envelope: Envelope) -> None: ...
 
@@ -61,12 +70,17 @@ class Crew(Protocol):
     """Where the machines of the workers come from.
 
     `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
-    `expect` are the endpoints that may connect now.
+    `expect` are the endpoints that may connect now, `key` is the public key of one that has its own (None: it follows from the
+    seed), `awaits` says whether one that is not there may still come.
     """
 
     def gather(self, names: Sequence[str]) -> None: ...
 
     def expect(self) -> Sequence[Endpoint]: ...
+
+    def key(self, name: str) -> bytes | None: ...
+
+    def awaits(self, name: str) -> bool: ...
 
     def left(self, name: str, *, banned: bool) -> None: ...
 
@@ -99,13 +113,20 @@ class Machines:
         self._present: dict[str, Endpoint] = {}
         self._deployed: set[str] = set()
         self._gone: dict[str, str] = {}
+        self._told_lost: set[str] = set()
         self._banned: set[str] = set()
         self._tallies: dict[str, Tally] = {}
         self._asked = 0
+        self._mute: set[str] = set()
+        self._closed = False
+        self._links: Mapping[str, LinkStats] = {}
         self._order = Deploy(0, b"")
         self._hooks = Hooks()
+        self._enroll: Callable[[str, bytes], None] = lambda _name, _key: None
+        self._expected: list[Endpoint] = []
+        self._trusted: Sequence[Actor] = ()
         self._launcher: Remote | None = None
-        self._crew = open_crew(self._ended)
+        self.crew = open_crew(self._ended)
 
     # -- an engine ---------------------------------------------------------------------------------------------------
 
@@ -120,18 +141,21 @@ class Machines:
             self._generation += 1
             self._order = Deploy(self._generation, ensemble.builder.blueprint.encode())
             self._hooks = replace(hooks, observe=partial(self._observe, hooks.observe))
+            self._enroll = ensemble.enroll
+            self._trusted = ensemble.trusted
             self._deployed.clear()
             self._tallies.clear()
+            self._told_lost.clear()
             self._gone = {}
-        self._crew.gather(wanted)
+            for name in self._present:
+                self._instruct(name)
+        self.crew.gather(wanted)
         self._meet()
-        self._await(wanted, self._present, self._patience.start_s)
+        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._patience.start_s)
         if wanted and not self._present.keys() & set(wanted):
             why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
             raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
-        for name in list(self._present):
-            self._instruct(name)
-        self._await(wanted, self._deployed, self._patience.deploy_s)
+        self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
         bench = sorted((actor for actor in ensemble.trusted if actor not in desk), key=lambda actor: actor.name == INITIATOR)
@@ -140,28 +164,42 @@ class Machines:
             for name in wanted:
                 if name not in self._deployed:
                     self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
-            for name in self._deployed - set(wanted):
-                self._launcher.call(partial(self._hooks.on_joined, name))
+            for name in self._deployed:  # who has a seat already is told of in vain, but its key counts from now on
+                self._tell_joined(name)
         return self._launcher
 
     def close(self) -> None:
         """Dismiss everybody and leave. A second call does nothing."""
         with self._lock:
+            self._closed = True  # who looks at the links from another thread must not meet a transport that closes
             for name in list(self._present):
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
         self._shut()
-        self._crew.close()
+        self.crew.close()
         self._transport.close()
+
+    @property
+    def launcher(self) -> Remote | None:
+        """Of the cluster that is deployed now."""
+        return self._launcher
+
+    @property
+    def deployed(self) -> frozenset[str]:
+        """Whose machines are there and play their part."""
+        with self._lock:
+            return frozenset(self._deployed)
 
     # -- what comes --------------------------------------------------------------------------------------------------
 
     def receive(self, timeout_s: float) -> Envelope | None:
         """The next envelope for a member here; what stations say is taken care of first."""
         envelope = self._transport.receive(timeout_s)
+        if list(self.crew.expect()) != self._expected:
+            self._meet()
         for notice in self._transport.notices():
-            if notice.kind == "lost":
-                self._leave(notice.process, notice.reason)
+            if notice.kind == "lost" and notice.process in self._present:
+                self._leave(notice.process, notice.reason, current=False)
         if envelope is None or not isinstance(envelope.message, (Present, Deployed, Tally)):
             return envelope
         self._hear(envelope.sender, envelope.message)
@@ -170,20 +208,54 @@ class Machines:
     def send(self, envelope: Envelope) -> None:
         self._transport.send(envelope)
 
+    def release(self, name: str, reason: str) -> None:
+        """Part with a machine that is there; may be called from any thread."""
+        with self._lock:
+            if name in self._present:
+                self._send(name, Dismiss(reason))
+                self._leave(name, reason)
+
+    def refresh(self) -> None:
+        """Somebody may connect now who might not before; may be called from any thread."""
+        self._meet()
+
+    @property
+    def route(self) -> Route | None:
+        """Who holds what now; None before the first deployment."""
+        desk = next((actor for actor in self._trusted if isinstance(actor, Coordinator)), None)
+        return None if desk is None else desk.membership.route
+
+    def glance(self) -> tuple[Mapping[str, Tally], Mapping[str, LinkStats]]:
+        """What workers last said that they have used, and the links now; has them say it again, and waits for nobody."""
+        with self._lock:
+            if not self._closed:
+                self._links = self._transport.links()
+                self._ask()
+            return dict(self._tallies), self._links
+
     def tally(self) -> Mapping[str, Tally]:
         """What every worker that answers in time says that it has used in this deployment."""
         with self._lock:
-            self._asked += 1
-            asked, names = self._asked, list(self._deployed)
-            for name in names:
-                self._send(name, TallyUp(asked))
+            asked = self._ask()
         deadline = time.monotonic() + self._patience.answer_s
         while time.monotonic() < deadline:
             with self._lock:
-                if all(name not in self._deployed or self._has_answered(name, asked) for name in names):
+                if not self._owing(asked) - self._mute:
                     break
             time.sleep(0.01)
-        return dict(self._tallies)
+        with self._lock:
+            self._mute = self._owing(asked)  # nobody is waited for twice
+            return dict(self._tallies)
+
+    def _owing(self, number: int) -> set[str]:
+        return {name for name in self._deployed if not self._has_answered(name, number)}
+
+    def _ask(self) -> int:
+        """Have every worker say what it has used; the number of its answer, at least."""
+        self._asked += 1
+        for name in self._deployed:
+            self._send(name, TallyUp(self._asked))
+        return self._asked
 
     def _has_answered(self, name: str, number: int) -> bool:
         found = self._tallies.get(name)
@@ -201,57 +273,79 @@ class Machines:
                     self._present[name] = Endpoint(name, (name,), address)
                     self._gone.pop(name, None)
                     self._meet()
-                    if self._launcher is not None:
-                        self._instruct(name)
+                    self._instruct(name)
                 case Deployed(generation, refusal) if generation == self._generation and name in self._present:
                     if refusal:
                         self._leave(name, f"it cannot play its part: {refusal}")
                         return
                     self._deployed.add(name)
                     if self._launcher is not None:
-                        self._launcher.call(partial(self._hooks.on_joined, name))
+                        self._tell_joined(name)
                 case Tally() if name in self._deployed:
                     self._tallies[name] = message
 
     def _observe(self, observe: Callable[[Event, float], None], event: Event, seconds: float) -> None:
         observe(event, seconds)
-        if isinstance(event, Banned):
-            with self._lock:
-                self._banned.add(event.worker)
-                self._send(event.worker, Dismiss("it has lied, and is banned"))
-                self._drop(event.worker, "banned", banned=True)
+        match event:
+            case Banned(worker):
+                with self._lock:
+                    self._banned.add(worker)
+                    self._send(worker, Dismiss("it has lied, and is banned"))
+                    self._drop(worker, banned=True)
+            case WorkerLost(worker) if worker not in self._told_lost:  # the coordinator has lost patience with it
+                with self._lock:
+                    self._drop(worker, banned=False)
 
     # -- who goes ----------------------------------------------------------------------------------------------------
 
     def _ended(self, name: str, why: str) -> None:
         self._leave(name, why)
 
-    def _leave(self, name: str, reason: str) -> None:
-        """A machine is gone: its connection is fenced, and the coordinator is told."""
+    def _leave(self, name: str, reason: str, *, current: bool = True) -> None:
+        """A machine is gone: its connection is fenced, and the coordinator is told. Not `current`: the transport has given it
+        up already, and who is connected now has come in its place.
+        """
         with self._lock:
             known = name in self._present
             self._gone.setdefault(name, reason)
-            self._drop(name, reason, banned=False)
+            self._drop(name, banned=False, current=current)
             if known and self._launcher is not None:
                 self._tell_lost(name, reason)
 
-    def _drop(self, name: str, reason: str, *, banned: bool) -> None:
+    def _drop(self, name: str, *, banned: bool, current: bool = True) -> None:
         self._present.pop(name, None)
         self._deployed.discard(name)
-        self._transport.forget(name)
-        self._crew.left(name, banned=banned)
+        self._transport.forget(name, current=current)
+        self.crew.left(name, banned=banned)
         self._meet()
 
     def _tell_lost(self, name: str, reason: str) -> None:
         assert self._launcher is not None
-        self._launcher.call(partial(self._hooks.on_lost, name, reason))
+        self._launcher.call(partial(self._on_lost, name, reason))
+
+    def _tell_joined(self, name: str) -> None:
+        assert self._launcher is not None
+        self._launcher.call(partial(self._on_joined, name))
+
+    def _on_lost(self, name: str, reason: str) -> Sequence[Envelope]:
+        self._told_lost.add(name)
+        return self._hooks.on_lost(name, reason)
+
+    def _on_joined(self, name: str) -> Sequence[Envelope]:
+        """At the desk: the worker is deployed, its key counts, and if it has no seat it is a spare."""
+        self._told_lost.discard(name)
+        key = self.crew.key(name)
+        if key is not None:
+            self._enroll(name, key)
+        return self._hooks.on_joined(name)
 
     # -- small things ------------------------------------------------------------------------------------------------
 
     def _meet(self) -> None:
         """Who may connect is known here, and everybody who is there is told of all the others."""
         with self._lock:
-            expected = {endpoint.process: endpoint for endpoint in self._crew.expect()}
+            self._expected = list(self.crew.expect())
+            expected = {endpoint.process: endpoint for endpoint in self._expected}
             book = [self._transport.me, *{**expected, **self._present}.values()]
             self._transport.know(book)
             there = [self._transport.me, *self._present.values()]
@@ -260,7 +354,8 @@ class Machines:
                 self._send(name, peers)
 
     def _instruct(self, name: str) -> None:
-        self._send(name, self._order)
+        if self._order.blueprint:
+            self._send(name, self._order)
 
     def _send(self, name: str, message: Message) -> None:
         try:
@@ -268,15 +363,17 @@ class Machines:
         except HoldfastError:  # a machine that cannot be reached is lost by its own notice
             return
 
-    def _await(self, wanted: Sequence[str], there: Mapping[str, object] | set[str], patience_s: float) -> None:
+    def _has_given_up(self, name: str) -> bool:
+        return name in self._gone and not self.crew.awaits(name)
+
+    def _await(self, settled: Callable[[str], bool], wanted: Sequence[str], patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            if all(name in there or name in self._gone for name in wanted):
-                return
+        while time.monotonic() < deadline and not all(settled(name) for name in wanted):
             self.receive(POLL_S)
 
     def _shut(self) -> None:
-        launcher, self._launcher = self._launcher, None
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
         if launcher is not None:
             launcher.close()
 
@@ -298,13 +395,25 @@ class Remote(RealTime):
 
     @property
     def seconds_by_kind(self) -> Mapping[str, float]:
-        total = dict(super().seconds_by_kind)
-        for tally in self._machines.tally().values():
-            for kind, seconds in tally.seconds:
-                total[kind] = total.get(kind, 0.0) + max(0.0, seconds)
-        return total
+        return self._seconds(self._machines.tally())
 
     @property
     def bytes_sent(self) -> int:
-        said = sum(max(0, tally.bytes_sent) for tally in self._machines.tally().values())
+        return self._bytes(self._machines.tally())
+
+    def glance(self) -> Glance:
+        """May be called from any thread, and waits for no machine: of workers it has what they told when last asked."""
+        tallies, links = self._machines.glance()
+        return Glance(self._seconds(tallies), self._bytes(tallies), links)
+
+    def _seconds(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
+        total = dict(super().seconds_by_kind)
+        for tally in tallies.values():
+            for kind, seconds in tally.seconds[:MOST_KINDS]:
+                if KIND.fullmatch(kind) and 0 <= seconds <= self.now:  # not infinity either, which no report could carry
+                    total[kind] = total.get(kind, 0.0) + seconds
+        return total
+
+    def _bytes(self, tallies: Mapping[str, Tally]) -> int:
+        said = sum(max(0, tally.bytes_sent) for tally in tallies.values())
         return self._machines._transport.traffic.bytes_sent - self._sent_before + said

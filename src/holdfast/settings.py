@@ -95,6 +95,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("out", "output.dir", str, "directory of the result", "Output"),
     Setting("checkpoint_every", "output.checkpoint_every", int, "steps between checkpoints (0: at the end)", "Output"),
     Setting("keep", "output.keep", int, "checkpoints to keep", "Output"),
+    Setting("log_format", "output.log_format", str, "text or json: lines of holdfast.log, and with json of stderr", "Output"),
+    Setting("metrics", "machines.metrics", str, "serve /metrics and /healthz there, as 127.0.0.1:9464", "Output"),
+    Setting("expose_metrics", "machines.expose_metrics", bool, "let other machines reach them", "Output"),
     Setting("report_to", "output.report_to", str, "tensorboard; repeatable", "Output", many=True),
 )
 
@@ -159,9 +162,10 @@ def add_attacks(
     tables: Mapping[str, Any], specs: Sequence[str], rate: float | None = None, stages: str | None = None
 ) -> dict[str, Any]:
     """Attacks named on the command line replace those of the file; `rate` and `stages` apply to whichever stand then."""
-    attacks: list[dict[str, Any]] = [split_attack(spec) for spec in specs] or [
-        dict(table) for table in tables.get("attack", ())
-    ]
+    given = tables.get("attack", ())
+    if not isinstance(given, list | tuple) or not all(isinstance(table, Mapping) for table in given):
+        raise ConfigError("attack: needed are tables, each [[attack]] with a spec")
+    attacks: list[dict[str, Any]] = [split_attack(spec) for spec in specs] or [dict(table) for table in given]
     if not attacks and (rate is not None or stages is not None):
         raise ConfigError("--rate and --attack-stages say how an attack strikes, and there is none; add --attack NAME")
     for table in attacks:

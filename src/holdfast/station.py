@@ -11,22 +11,32 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
 
 from holdfast.blueprint import Blueprint, Builder, Sign
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.launch import Room
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Peers, Present, Tally, TallyUp
-from holdfast.numerics import pinned
+from holdfast.numerics import NATIVE, numerics_class, pinned
 from holdfast.stage import COORDINATOR, unsigned
-from holdfast.transport import Endpoint
+from holdfast.transport import Endpoint, Notice
 
 TURN_S = 0.2
+DISMISSED = "dismissed: "
+"""How the word of the coordinator begins in what `Station.run` answers."""
+
 ORDERS = (Peers, Deploy, TallyUp, Dismiss)
 ANYTIME = frozenset({*ORDERS, Present, Deployed, Tally})
 """Messages of stations, which belong to no deployment."""
+
+
+def numerics_of(device: str) -> str:
+    """The numerics class of a station on `device` of this machine: who is in another one gets other bytes."""
+    return str(numerics_class(NATIVE, torch.float32, device))
 
 
 class Link(Protocol):
@@ -40,16 +50,21 @@ class Link(Protocol):
 
     def know(self, endpoints: Iterable[Endpoint]) -> None: ...
 
+    def notices(self) -> Sequence[Notice]: ...
+
     @property
     def traffic(self) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a station brings along: its name and hand, its device, what it says of itself, and who plays its worker."""
+    """What a station brings along: its name and hand, its device, what it says of itself, and who plays its worker; `host` is
+    the process of the coordinator.
+    """
 
     name: str
     present: Present
+    host: str = "host"
     device: str = "cpu"
     sign: Sign = unsigned
     play: Callable[[Actor], Actor] = lambda actor: actor
@@ -110,7 +125,7 @@ class Station:
                 seconds = tuple(sorted(self._room.seconds_by_kind.items()))
                 self._say(Tally(number, seconds, self._link.traffic.bytes_sent - self._base_bytes))
             case Dismiss(reason):
-                self._over = reason
+                self._over = DISMISSED + reason
 
     def _deploy(self, order: Deploy) -> None:
         self._room = Room([], self._send)
@@ -131,6 +146,7 @@ class Station:
         try:
             while self._over is None:
                 envelope = self._link.receive(TURN_S)
+                self._look_after_host()
                 if envelope is None:
                     continue
                 if isinstance(envelope.message, ORDERS):
@@ -142,6 +158,12 @@ class Station:
         except NetworkError as error:
             self._failure = error
             self._room.stir()
+
+    def _look_after_host(self) -> None:
+        """Without its coordinator a station is of no use to anybody: it ends, and may be started anew."""
+        for notice in self._link.notices():
+            if notice.process == self._part.host and notice.kind in ("lost", "refused"):
+                raise NetworkError(f"the coordinator is {notice.kind}: {notice.reason}")
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

@@ -39,6 +39,7 @@ from holdfast.event import (
     RunStarted,
     WorkerLost,
 )
+from holdfast.evidence.identity import Identity
 from holdfast.evidence.notary import Notary
 from holdfast.evidence.record import FINISHED
 from holdfast.job import Job, check_fits, environment, prepare
@@ -68,7 +69,8 @@ class Trainer:
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
     before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
-    `open_engine` opens what carries the run (None: in memory, with the cast); it is closed at the end.
+    `open_engine` opens what carries the run (None: in memory, with the cast); it is closed at the end. `identity` is the key of
+    the trusted members where the workers have keys of their own (None: all follow from the seed).
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class Trainer:
         job: Job | None = None,
         deployed: Callable[[Cluster], None] = lambda _cluster: None,
         open_engine: Callable[[], Engine] | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
         self._counts = Counts()
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
+        self._identity = identity
         self._open_engine = open_engine or partial(MemoryEngine, config, cast)
         self._engine: Engine | None = None
         self._resume = resume
@@ -152,7 +156,7 @@ class Trainer:
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
-        self._notary = open_notary(self.run_id, self._config)
+        self._notary = open_notary(self.run_id, self._config, self._identity)
         self._announce(job)
         return states
 
@@ -208,9 +212,8 @@ class Trainer:
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        cluster = Cluster(
-            Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness), job, self._tell, self._engine
-        )
+        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity)
+        cluster = Cluster(deployment, job, self._tell, self._engine)
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership
         record.lies.update(lies)

@@ -78,7 +78,7 @@ class Worker:
         self._inbox = Inbox(boundary, checked=terms.checked)
         self._route: Route | None = None
         self._retained = Retained(terms.window)
-        self._comparer = Comparer()
+        self._comparer = Comparer(boundary.waiting)
         self._monitor = Monitor() if terms.watched else None
         self._early: list[SendState] = []
         self._delivered: dict[tuple[int, str], tuple[bytes, StateTransfer]] = {}

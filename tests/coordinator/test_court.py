@@ -5,7 +5,7 @@ import torch
 
 from holdfast.claim import Claim, Direction
 from holdfast.digest import tensor_digest
-from holdfast.event import Alert, Banned, ClaimReplaced, Ruling, StagesSkipped, StepRestarted, StepSealed
+from holdfast.event import Alert, Banned, ClaimReplaced, Joined, Ruling, StagesSkipped, StepRestarted, StepSealed
 from holdfast.message import Accepted, Complaint, Examine, SendState, Supply
 from holdfast.recover.relay import Relay
 from holdfast.recover.restart import Restart
@@ -360,6 +360,16 @@ def test_nobody_is_banned_where_a_stage_would_lose_its_last_holder(world):
     assert w.run().sealed == world().step().step().sealed
     w.step()
     assert [event.worker for event in w.of(Banned)] == ["w2"]
+
+
+def test_a_liar_that_comes_back_is_banned_before_it_has_a_seat(world):
+    w = world(ban="ban", ban_after=1).lie("w2", "a2", output=b"x").step()
+    w.lose("w2")
+    w.coordinator.worker_joined("w2")
+    w.step().step()
+    assert [event.worker for event in w.of(Banned)] == ["w2"]
+    assert not w.of(Joined)
+    assert "w2" not in w.route.workers
 
 
 @pytest.mark.parametrize("policy", ["never", "quarantine"])

@@ -397,3 +397,11 @@ def test_who_does_not_open_to_the_referee_misses_the_coordinators_deadline(world
             break
     assert {event.worker for event in w.of(WorkerLost)} <= {"w2", "w3"}
     assert w.of(WorkerLost), "nobody is held to it"
+
+
+def test_who_goes_after_the_run_is_broken_does_not_come_along_when_it_goes_back(world):
+    w = world(size=6).begin()
+    for worker in ("w1", "w2", "w4"):
+        w.lose(worker)
+    assert w.coordinator.broken
+    assert [event.worker for event in w.of(WorkerLost)] == ["w1", "w2", "w4"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast.claim import Direction, Role
+from holdfast.errors import ProtocolError
 from holdfast.evidence.draws import blind, commitment
 from holdfast.evidence.identity import derived
 from holdfast.evidence.log import read_line
@@ -295,10 +296,27 @@ def test_nobody_rolls_back_into_the_future(desk: Any) -> None:
     assert "version 3, which was never sealed" in unsound(desk.seal().deploy(version=3))
 
 
+def test_who_comes_later_is_enrolled_with_one_key(desk: Any, reopened: Any) -> None:
+    """A member that was not in the opening signs from its enrolment on; another key for it makes the log unsound."""
+    key = derived(1, "late").public
+    desk.seal().notary.enroll("late", key)
+    desk.notary.enroll("late", key)
+    with pytest.raises(ProtocolError, match="another key"):
+        desk.notary.enroll("late", derived(2, "late").public)
+    desk.close()
+    found = desk.audit()
+    assert found.status == "intact"
+    assert found.book.opening.keys["late"] == key
+    again = reopened(desk).deploy(version=1)
+    again.notary._keys.pop("late", None)
+    again.notary.enroll("late", derived(2, "late").public)
+    assert "enrolled with another key" in unsound(again)
+
+
 def test_a_run_goes_on_with_its_own_keys(desk: Any, reopened: Any) -> None:
     desk.seal().close()
     again = reopened(desk)
-    again.notary._register = replace(again.notary._register, keys={**again.notary._register.keys, "w1": derived(1, "x").public})
+    again.notary._keys["w1"] = derived(1, "x").public
     assert "another name or other keys" in unsound(again.deploy(version=1))
 
 

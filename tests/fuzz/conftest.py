@@ -60,6 +60,9 @@ class Hammer:
             words.update([told] if isinstance(told, str) else told)
 
         once()
+        assert not self.full or calls * inputs >= FULL, (
+            f"only {calls * inputs} inputs were made; they are too large, or too few"
+        )
         told = ", ".join(f"{count} {word}" for word, count in words.most_common())
         name = self.node.nodeid.rpartition("/")[2].replace("[full]", "").replace("[full-", "[")
         line = f"{calls * inputs:>7} inputs {time.perf_counter() - began:>6.0f} s  {name}  {told}"
@@ -155,3 +158,17 @@ def neighbour(suite: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def suite() -> Callable[[str], ModuleType]:
     return neighbour
+
+
+SMALL = {"model": "gpt2:layers=4,width=8,heads=2", "stages": 4, "seq_length": 4, "vocabulary": 300, "micro_batches": 2}
+SMALL |= {"data": {"name": "synthetic", "validation_tokens": 16}, "micro_batch_size": 1, "steps": 2}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run with liars in it."""
+    from holdfast import Experiment
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    Experiment(**SMALL, attack="sign-flip,rate=0.9", out=str(out)).run()
+    return out

@@ -21,13 +21,17 @@ from hypothesis import strategies as st
 from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.coordinator import Coordinator
 from holdfast.errors import ProtocolError
-from holdfast.event import Alert, Banned, Ruling, WorkerLost
+from holdfast.event import Alert, Banned, Ruling, SpotChecked, WorkerLost
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import derived
 from holdfast.evidence.log import EvidenceLog
 from holdfast.evidence.notary import Notary, Register
-from holdfast.message import Complaint, Envelope, Loss, Message, SendState, StateAdopted
+from holdfast.likeness import Likeness
+from holdfast.message import Complaint, Envelope, Examine, Finding, Flag, Loss, Message, SendState, StateAdopted
 from holdfast.recover.registry import resolve_remedy
+from holdfast.step import Inspection, Policy
+from holdfast.verify.spotcheck import Sampling
+from holdfast.verify.tolerance import Bound, Distance
 
 K, M = 5, 2
 NAMES = ("w0", "w1", "w2", "w3")
@@ -51,9 +55,12 @@ def signed(suite: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             self.notary = Notary(Register("run", b"c" * 32, keys, tuple(keys)), log)
             old = self.coordinator
             self.notary.deployed("run", 0, old.membership.route)
-            self.coordinator = Coordinator("run", old.membership, old._policy, self.notary)
+            self.coordinator = Coordinator("run", old.membership, self.terms(old._policy), self.notary)
             self.heard: list[Envelope] = []
             self.junk_sent: list[Envelope] = []
+
+        def terms(self, policy: Policy) -> Policy:
+            return policy
 
         def _told(self, worker: str, key: ClaimKey) -> Header | None:
             header = super()._told(worker, key)
@@ -79,6 +86,93 @@ def signed(suite: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             return "answered" if answers else "ignored"
 
     return Signed
+
+
+CLASSES = {"w0": "one", "w1": "one", "w2": "other", "w3": "one", "referee": "one", "checker": "one"}
+NEAR, FAR = (1e-9, 1e-9), (1.0, 1.0)
+BOUND = Bound(Distance(1e-6, 1e-5), Distance(3e-6, 3e-5))
+WIRE = (Direction.FORWARD, Direction.BACKWARD)
+
+
+@pytest.fixture(scope="module")
+def unlike(signed: Any) -> Any:
+    """The same world where w2 computes with other bytes: its stages 1 and 2 have two honest accounts, which are measured."""
+
+    class Unlike(signed):  # type: ignore[misc]
+        def terms(self, policy: Policy) -> Policy:
+            self.likeness = Likeness(CLASSES, lambda *_: BOUND, lambda _rate: NotImplemented, lambda *_: 1.0)
+            return replace(policy, likeness=self.likeness)
+
+        def honest(self, worker: str, key: ClaimKey) -> Header:
+            header: Header = super().honest(worker, key)
+            other = CLASSES[worker] == "other" and key.direction is not Direction.UPDATE  # a shadow takes the update over
+            return replace(header, output=header.output + b"~") if other else header
+
+        def _is_true(self, key: ClaimKey, output: bytes) -> bool:
+            return output in (self.truth(key), self.truth(key) + b"~")
+
+        def _knows(self, worker: str, key: ClaimKey) -> bool:
+            """Its own result is not what its other seat works from: the primary's is."""
+            return key in self.accepted or (not self.likeness.splits(self.route, key.stage) and super()._knows(worker, key))
+
+        def ready(self) -> list[Envelope]:
+            return super().ready() + self._compared()
+
+        def _compared(self) -> list[Envelope]:
+            """What the comparers have to say of the tensors that both holders claim."""
+            now, found = self.coordinator._now, []
+            for key in list(now.board.keys()) if now is not None else []:
+                by = now.route.comparer(key.direction, key.stage) if key.direction in WIRE else None
+                accounts = [now.board.header(key, role) for role in (Role.PRIMARY, Role.SHADOW)]
+                if by is None or None in accounts or not now.is_unlike(key.stage) or now.board.header(key, Role.COMPARER):
+                    continue
+                one, other = accounts
+                apart = NEAR if all(self._is_true(key, each.output) for each in accounts) else FAR
+                where = "run", key, self.began.version, now.route.epoch
+                said = Header(*where, by, Role.COMPARER, (other.output,), one.output, apart)
+                found.append(Envelope(by, "coordinator", sign_header(said, IDENTITIES[by])))
+            return found
+
+        def _obey(self, envelope: Envelope) -> None:
+            before = len(self.waiting)
+            super()._obey(envelope)
+            case, found = envelope.message, self.waiting[-1].message if len(self.waiting) > before else None
+            if not isinstance(case, Examine) or not isinstance(found, Finding):
+                return
+            true = [
+                self._is_true(case.key, each.output) and each.norms in ((), (float(case.key.stage), 1.0))
+                for each in case.measure
+            ]
+            far = [NEAR if each else FAR for each in true]
+            measured = tuple(
+                replace(each, overall=apart[0], worst_row=apart[1]) for each, apart in zip(case.measure, far, strict=True)
+            )
+            between = (NEAR if all(true) else FAR) if len(true) == 2 and case.key.direction in WIRE else ()
+            finding = replace(found, measured=measured, apart=between)
+            self.waiting[-1] = replace(self.waiting[-1], message=finding)
+
+    return Unlike
+
+
+def of_kind(kind: str, signed: Any, unlike: Any, **settings: Any) -> Any:
+    """A world: `plain`, with a class of its own for w2, or with spot checks."""
+    if kind == "unlike":
+        return unlike(size=K, micro_batches=M, **settings)
+    inspection = Inspection(Sampling(7, claims=0.2, steps=0.3), window=4, flag_budget=2.0) if kind == "spot-checked" else None
+    return signed(size=K, micro_batches=M, inspection=inspection, **settings)
+
+
+@pytest.mark.parametrize("kind", ["plain", "unlike", "spot-checked"])
+def test_without_junk_the_worlds_are_the_same(signed: Any, unlike: Any, clean: Any, suite: Any, kind: str) -> None:
+    world = of_kind(kind, signed, unlike)
+    for sealed in clean:
+        assert world.step().sealed == sealed
+    assert world.of(Alert, Ruling) == []
+    if kind == "unlike":
+        assert any(each.message.role is Role.COMPARER for each in world.heard if isinstance(each.message, Header))
+    if kind == "spot-checked":
+        assert world.of(SpotChecked)
+    audited(world, suite)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +225,13 @@ def said_by(world: Any, liar: str, message: Any, near: float, draw: random.Rando
         if not 0 <= key.stage < K:
             return replace(header, key=key)
         right = world.honest(liar, key)
+        compares = [(d, i) for d in WIRE for i in (1, 2, 3) if world.route.comparer(d, i) == liar]
+        if compares and draw.random() < 0.2:  # a word about two others, which only it may say
+            key = replace(key, **dict(zip(("direction", "stage"), draw.choice(compares), strict=True)))
+            holders = [holder for holder in (world.route.primaries[key.stage], world.route.shadows[key.stage]) if holder]
+            one, other = (world.honest(holder, key).output for holder in holders)
+            apart = draw.choice([header.norms, FAR, NEAR, (math.nan, math.nan), (-1.0, -1.0), (0.0,)])
+            right = replace(right, key=key, role=Role.COMPARER, inputs=(other,), output=one, norms=apart)
         found = better(
             replace(header, key=key), right, "run", "version", "epoch", "worker", "role", "inputs", "output", "norms"
         )
@@ -160,11 +261,12 @@ def said_by(world: Any, liar: str, message: Any, near: float, draw: random.Rando
 def storm(world: Any, liar: str, messages: Sequence[Any], near: float, seed: int) -> list[str]:
     """Two steps with the messages said in between, anywhere, in any order of the honest ones, with some of those twice."""
     draw, waiting, told = random.Random(seed), list(messages), []
+    often = 0.4 if len(waiting) <= 20 else 0.7
     for step in range(2):
         world.begin()
         left = len(waiting) // (2 - step)
         for _ in range(3000):
-            if left and draw.random() < 0.4:
+            if left and draw.random() < often:
                 left -= 1
                 sender = liar if draw.random() < 0.9 else draw.choice(["w9", ""])
                 told.append(world.junk(sender, said_by(world, liar, waiting.pop(), near, draw)))
@@ -205,22 +307,32 @@ REMEDIES = st.sampled_from(["replace", "replace", "relay", "restart"])
 """Those that change no bit; what `skip` leaves out is another question."""
 
 LIARS = st.sampled_from(["w1", "w2", "w3"])
-PER_RUN = 20
+HEARD = (Header, Claim, Complaint, StateAdopted, Flag)
+
+
+def per_run(kind: type) -> int:
+    """Junk messages in one run; of kinds that a coordinator takes from no worker many fit in."""
+    return 20 if kind in (*HEARD, Examine, Finding) else 50
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_junk_of_every_kind_in_an_honest_run(hammer: Any, signed: Any, clean: Any, suite: Any, speech: Any, kind: type) -> None:
-    def check(liar: str, messages: list[Any], near: float, remedy: str, seed: int) -> list[str]:
-        world = signed(size=K, micro_batches=M, remedy=resolve_remedy(remedy, 1))
+def test_junk_of_every_kind_in_an_honest_run(
+    hammer: Any, signed: Any, unlike: Any, clean: Any, suite: Any, speech: Any, kind: type
+) -> None:
+    def check(where: str, liar: str, messages: list[Any], near: float, remedy: str, seed: int) -> list[str]:
+        world = of_kind(where, signed, unlike, remedy=resolve_remedy(remedy, 1))
         told = storm(world, liar, messages, near, seed)
         assert world.sealed == clean[1], "what stands is not what honest workers computed"
         only_the_liar(world, liar)
         audited(world, suite, liar)
         return told + ["convicted"] * len(world.of(Ruling))
 
-    junk = st.lists(speech(kind, words(speech)), min_size=PER_RUN, max_size=PER_RUN)
+    count = per_run(kind)
+    junk = st.lists(speech(kind, words(speech)), min_size=count, max_size=count)
     near = st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.97])
-    hammer(check, LIARS, junk, near, REMEDIES, st.integers(0, 2**32), quick=3, inputs=PER_RUN)
+    where = st.sampled_from(["plain", "unlike", "spot-checked"])
+    quick = 3 if kind in HEARD else 1
+    hammer(check, where, LIARS, junk, near, REMEDIES, st.integers(0, 2**32), quick=quick, inputs=count)
 
 
 # -- floods --------------------------------------------------------------------------------------------------------------

@@ -252,18 +252,9 @@ def test_words_of_the_command_line(hammer: Any) -> None:
 # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
 
-SMALL = {"model": "gpt2:layers=4,width=8,heads=2", "data": "synthetic", "stages": 4, "seq_length": 4, "vocabulary": 300}
-SMALL |= {"micro_batches": 2, "micro_batch_size": 1, "steps": 2, "attack": "sign-flip,rate=0.9"}
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished run with liars in it."""
-    from holdfast import Experiment
-
-    out = tmp_path_factory.mktemp("run") / "out"
-    Experiment(**SMALL, out=str(out)).run()
-    return out
+def run(finished: Path) -> Path:
+    return finished
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,24 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from holdfast.checker import Checker
 from holdfast.claim import Claim, ClaimKey, Direction, Header, Role, StageState
+from holdfast.config import OptimizerConfig
 from holdfast.digest import state_digest, tensor_digest
 from holdfast.errors import ProtocolError
+from holdfast.implied import implied_by
 from holdfast.inbox import Boundary
+from holdfast.likeness import Likeness
 from holdfast.message import (
     Accepted,
     BeginStep,
     Complaint,
     Envelope,
     Examine,
+    Finding,
     Loss,
     Message,
+    Offer,
     Seal,
     SendState,
     StateAdopted,
@@ -39,13 +45,26 @@ from holdfast.message import (
 )
 from holdfast.referee import Referee
 from holdfast.verify.chain import ingredients
+from holdfast.verify.tolerance import Bound, Distance, distance
 from holdfast.worker import Hardware, Worker
 
 K, M = 4, 2
 MESSAGES = typing.get_args(Message)
+LIKENESS = Likeness(
+    {"w0": "one", "w1": "one", "w2": "other"},
+    lambda *_: Bound(Distance(1e-6, 1e-5), Distance(3e-6, 3e-5)),
+    lambda rate: implied_by(OptimizerConfig(), rate),
+    lambda *_: 1.0,
+)
+"""w2 holds stage 2, and shadows stage 1, with other bytes than the other holder: as far as anybody knows."""
+
 CLAIMS = {"w2": ("a00", "a01", "a10", "a11", "g30", "g31"), "w0": ("a10", "a11", "a20", "a21", "g10", "g11", "g20", "g21")}
 JUNK_BY = ["w1", "w1", "w1", "w9", ""]
-PER_RUN = 20
+
+
+def per_run(kind: type) -> int:
+    """Junk messages in one run; of kinds that a member takes from nobody but the coordinator many fit in."""
+    return 20 if kind in (Claim, StateTransfer, Offer, Examine, Finding) else 50
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +139,20 @@ def plainly(header: Header) -> Any:
 class Seated:
     """A worker at the start of a step, and everybody around it."""
 
-    def __init__(self, toy: Any, name: str, draw: random.Random, *, checked: bool = True) -> None:
+    def __init__(self, toy: Any, name: str, draw: random.Random, *, checked: bool = True, unlike: bool = False) -> None:
         mine = name == "w0"
         boundary = Boundary(toy.BOUNDARY.shape, toy.BOUNDARY.dtype, 4 * K * M)
         hardware = Hardware((1.0,) * K, devices=2 if mine else 1)
         self.toy, self.draw, self.honest = toy, draw, toy.Honest()
-        self.worker = Worker(name, toy.execution, toy.terms(checked=checked), boundary, hardware, toy.tokens if mine else None)
+        terms = replace(toy.terms(checked=checked), likeness=LIKENESS if unlike else None)
+        self.worker = Worker(name, toy.execution, terms, boundary, hardware, toy.tokens if mine else None)
+        self.unlike = unlike
+        self.heard: list[Any] = []
         self.sent: list[Envelope] = []
         self.told: list[str] = []
 
     def say(self, sender: str, message: Any) -> None:
+        self.heard.append(message)
         answers = list(self.worker.receive(Envelope(sender, self.worker.name, message)))
         self.sent += [answer for answer in answers if answer.recipient != self.worker.name]
         for answer in answers:
@@ -163,10 +186,16 @@ class Seated:
         digests = tuple(toy.sealed(stage) for stage in range(K))
         seats = [lambda s=s, r=r: self.say("w3", StateTransfer(toy.state(s), r)) for s, r in toy.ROUTE.seats_of(name)]
         claims = [self.honest.claim(text, "w3") for text in CLAIMS[name]]
-        given = [lambda c=c: self.say("w3", c) for c in claims]
+        by = toy.ROUTE.primaries if self.unlike else ("w3",) * K
+        given = [lambda c=c: self.say(by[c.header.key.stage], c) for c in claims]
+        if self.unlike and name == "w0":  # it compares the two accounts of stage 1's gradients
+            shown = [self.honest.claim(text, "w2", Role.SHADOW) for text in ("g10", "g11")]
+            given += [lambda c=c: self.say("w2", c) for c in shown]
         ruled = [lambda c=c: self.say("coordinator", Accepted(c.header.key, c.header.output)) for c in claims]
         between = given + ruled
         self.draw.shuffle(between)
+        if self.unlike:  # what a liar sent in an honest holder's place comes again, through the coordinator
+            between += [lambda c=c: self.say("coordinator", c) for c in claims]
         begin: list[Callable[[], None]] = [lambda: self.say("coordinator", BeginStep(0, 0, 0, toy.ROUTE, digests))]
         return [*seats, *begin, *between]
 
@@ -174,6 +203,10 @@ class Seated:
         for _ in range(40):
             self.work()
         self.say("coordinator", Update(0, 0, 0.5, 0.1))
+        if self.unlike:
+            stage = 1 if self.worker.name == "w2" else 2
+            self.honest.update(stage)
+            self.say(self.toy.ROUTE.primaries[stage], Offer(0, self.honest.executions[stage].state(1, candidate=True)))
         for _ in range(6):
             self.work()
         self.say("coordinator", Seal(1))
@@ -195,7 +228,8 @@ class Seated:
     @property
     def outcome(self) -> Any:
         """What it posted, what it computed, and what it holds now."""
-        headers = {plainly(e.message) for e in self.sent if isinstance(e.message, Header)}
+        posted = [e.message for e in self.sent if isinstance(e.message, Header)]
+        headers = {plainly(header) for header in posted if header.role is not Role.COMPARER}
         losses = {(e.message.micro_batch, e.message.value) for e in self.sent if isinstance(e.message, Loss)}
         held = {stage: (seat.role, seat.version, state_digest(seat.state())) for stage, seat in self.worker.seats.items()}
         tensors = {
@@ -241,9 +275,11 @@ def test_junk_to_a_worker(hammer: Any, toy: Any, clean: Any, speech: Any, kind: 
         assert all(e.recipient == "coordinator" for e in seated.sent if not isinstance(e.message, Claim))
         return seated.told
 
-    junk = st.lists(junk_of(kind, toy, speech), min_size=PER_RUN, max_size=PER_RUN)
+    count = per_run(kind)
+    junk = st.lists(junk_of(kind, toy, speech), min_size=count, max_size=count)
     near = st.sampled_from([0.0, 0.5, 0.9])
-    hammer(check, st.sampled_from(sorted(CLAIMS)), junk, near, st.integers(0, 2**32), quick=2, inputs=PER_RUN)
+    quick = 2 if count == 20 else 1
+    hammer(check, st.sampled_from(sorted(CLAIMS)), junk, near, st.integers(0, 2**32), quick=quick, inputs=count)
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
@@ -253,30 +289,55 @@ def test_junk_to_a_worker_that_checks_nothing(hammer: Any, toy: Any, speech: Any
     def check(junk: list[Any], seed: int) -> list[str]:
         return Seated(toy, "w2", random.Random(seed), checked=False).run(junk, 0.5).told
 
-    junk = st.lists(junk_of(kind, toy, speech), min_size=PER_RUN, max_size=PER_RUN)
-    hammer(check, junk, st.integers(0, 2**32), quick=1, inputs=PER_RUN)
+    count = per_run(kind)
+    junk = st.lists(junk_of(kind, toy, speech), min_size=count, max_size=count)
+    hammer(check, junk, st.integers(0, 2**32), quick=1, inputs=count)
+
+
+@pytest.mark.parametrize("kind", [Claim, Offer, StateTransfer], ids=lambda kind: kind.__name__)
+def test_junk_to_a_worker_that_compares(hammer: Any, toy: Any, speech: Any, kind: type) -> None:
+    """Where the two holders of a stage compute with other bytes: what it says of them is the truth about what they sent."""
+    right = {name: Seated(toy, name, random.Random(0), unlike=True).run().outcome for name in CLAIMS}
+
+    def check(name: str, junk: list[Any], near: float, seed: int) -> list[str]:
+        seated = Seated(toy, name, random.Random(seed), unlike=True).run(junk, near)
+        assert seated.outcome == right[name]
+        came = [seated.honest.tensors.values(), (message.tensor for message in seated.heard if isinstance(message, Claim))]
+        tensors = {tensor_digest(tensor): tensor for several in came for tensor in several}
+        said = [e.message for e in seated.sent if isinstance(e.message, Header) and e.message.role is Role.COMPARER]
+        for header in said:
+            apart = distance(tensors[header.output], tensors[header.inputs[0]])
+            assert repr(header.norms) == repr((apart.overall, apart.worst_row))
+        assert len({header.key for header in said}) == len(said)
+        return [*seated.told, *["compared"] * len(said)]
+
+    junk = st.lists(junk_of(kind, toy, speech), min_size=20, max_size=20)
+    near = st.sampled_from([0.0, 0.5, 0.9])
+    hammer(check, st.sampled_from(sorted(CLAIMS)), junk, near, st.integers(0, 2**32), quick=3, inputs=20)
 
 
 # -- the referee ---------------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """A referee with one case, and everybody who answers it."""
+    """A referee, or a checker, with one case, and everybody who answers it."""
 
-    name = "referee"
-
-    def __init__(self, toy: Any, text: str, draw: random.Random) -> None:
-        self.toy, self.draw, self.honest, self.worker = toy, draw, toy.Honest(), self
-        self.referee = Referee("run", toy.execution, M, (1.0,) * K)
+    def __init__(self, toy: Any, text: str, draw: random.Random, name: str = "referee") -> None:
+        self.toy, self.draw, self.honest, self.worker, self.name = toy, draw, toy.Honest(), self, name
+        checks = name == "checker"
+        terms = "run", toy.execution, M, (1.0,) * K
+        self.referee = Checker(*terms) if checks else Referee(*terms)
         self.told: list[str] = []
         self.accused: list[tuple[int, int, str]] = []
-        self.say("coordinator", BeginStep(0, 0, 0, toy.ROUTE, (b"",) * K))
+        if not checks:
+            self.say("coordinator", BeginStep(0, 0, 0, toy.ROUTE, (b"",) * K))
         key = self.honest.key(text)
         needed = tuple((parent, tensor_digest(self.honest.tensors[parent])) for parent in ingredients(key, toy.ROUTE, M))
-        self.case = Examine(key, 0, toy.sealed(key.stage), needed, toy.ROUTE.holders(key.stage), 0.5, 0.1)
+        holders, route = toy.ROUTE.holders(key.stage), toy.ROUTE if checks else None
+        self.case = Examine(key, 0, toy.sealed(key.stage), needed, holders, 0.5, 0.1, route)
 
     def say(self, sender: str, message: Any) -> list[Envelope]:
-        return list(self.referee.receive(Envelope(sender, "referee", message)))
+        return list(self.referee.receive(Envelope(sender, self.name, message)))
 
     def junk(self, sender: str, message: Any) -> None:
         try:
@@ -318,6 +379,8 @@ class Bench:
                 self.junk(self.draw.choice(JUNK_BY), nearer(self, waiting.pop(), near))
             if message is not None:
                 self.say(sender, message)
+        while waiting:
+            self.junk(self.draw.choice(JUNK_BY), nearer(self, waiting.pop(), near))
         work = self.referee.next_work(0)
         assert work is not None, self.referee.describe()
         (answer,) = self.referee.execute(work)
@@ -325,17 +388,20 @@ class Bench:
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_junk_to_the_referee(hammer: Any, toy: Any, speech: Any, kind: type) -> None:
+def test_junk_to_the_referee_and_the_checker(hammer: Any, toy: Any, speech: Any, kind: type) -> None:
     texts = ["a10", "g11", "a21", "G1", "U2"]
     right = {text: Bench(toy, text, random.Random(0)).run() for text in texts}
 
-    def check(text: str, junk: list[Any], near: float, seed: int) -> list[str]:
-        bench = Bench(toy, text, random.Random(seed))
+    def check(name: str, text: str, junk: list[Any], near: float, seed: int) -> list[str]:
+        bench = Bench(toy, text, random.Random(seed), name)
         assert bench.run(junk, near) == right[text]
         return bench.told
 
-    junk = st.lists(junk_of(kind, toy, speech), min_size=PER_RUN, max_size=PER_RUN)
-    hammer(check, st.sampled_from(texts), junk, st.sampled_from([0.0, 0.9]), st.integers(0, 2**32), quick=1, inputs=PER_RUN)
+    count = per_run(kind)
+    junk = st.lists(junk_of(kind, toy, speech), min_size=count, max_size=count)
+    names, near = st.sampled_from(["referee", "checker"]), st.sampled_from([0.0, 0.9])
+    quick = 2 if count == 20 else 1
+    hammer(check, names, st.sampled_from(texts), junk, near, st.integers(0, 2**32), quick=quick, inputs=count)
 
 
 # -- floods --------------------------------------------------------------------------------------------------------------
@@ -400,9 +466,10 @@ def test_a_flood_of_one_sender_leaves_a_bounded_heap(depth: int, toy: Any, clean
         assert seated.outcome == clean["w2"]
 
 
+@pytest.mark.parametrize("name", ["referee", "checker"])
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_at_the_referee_leaves_one_false_state_on_record(depth: int, toy: Any, kind: str) -> None:
-    bench = Bench(toy, "G1", random.Random(0))
+def test_a_flood_at_the_referee_leaves_one_false_state_on_record(depth: int, toy: Any, kind: str, name: str) -> None:
+    bench = Bench(toy, "G1", random.Random(0), name)
     orders = bench.say("coordinator", bench.case)
     before = held(bench.referee, set())
     for number in range(depth):

@@ -19,15 +19,17 @@ from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import derived
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.message import Actor, Envelope, Present
+from holdfast.stage import COORDINATOR
 from holdfast.station import ANYTIME, Part, Station
 from holdfast.transport import Traffic, wire_bytes
 from holdfast.transport.endpoint import Endpoint, Notice
 
 
 class Hub:
-    """Where all ends meet. A process that is `cut` off says nothing any more and hears nothing."""
+    """Where all ends meet. A process that is `cut` off says and hears nothing; `change` may put another message for one."""
 
     def __init__(self) -> None:
+        self.change: Callable[[Envelope], Envelope | None] = lambda envelope: envelope
         self.ends: dict[str, End] = {}
         self.cut: set[str] = set()
 
@@ -39,6 +41,10 @@ class Hub:
         return found
 
     def carry(self, sender: End, envelope: Envelope) -> None:
+        changed = self.change(envelope)
+        if changed is None:
+            return
+        envelope = changed
         for process, end in self.ends.items():
             if envelope.recipient in end.me.names and not {process, sender.me.process} & self.cut:
                 end.queue.put((sender.generation, envelope))
@@ -61,7 +67,7 @@ class End:
     def know(self, endpoints: Iterable[Endpoint]) -> None:
         self.known = {endpoint.process for endpoint in endpoints}
 
-    def forget(self, process: str) -> None:
+    def forget(self, process: str, *, current: bool = True) -> None:
         self.known.discard(process)
 
     def notices(self) -> list[Notice]:
@@ -89,10 +95,16 @@ class End:
 
 
 class Threads:
-    """A `Crew` whose machines are threads; `kill` lets one vanish, as if its plug were pulled."""
+    """A `Crew` whose machines are threads; `kill` lets one vanish, as if its plug were pulled.
+
+    The first machine of who `stumbles` says that it is there and vanishes; who is in `slow_s` takes so long to be deployed.
+    """
 
     def __init__(self, config: RunConfig, hub: Hub, ended: Callable[[str, str], None], troupe: Troupe | None) -> None:
         self.starts: list[str] = []
+        self.fenced: list[str] = []
+        self.stumbles: set[str] = set()
+        self.slow_s: dict[str, float] = {}
         self._config = config
         self._hub = hub
         self._ended = ended
@@ -108,13 +120,28 @@ class Threads:
         self.starts.append(name)
         end = self._hub.end(name, (name,))
         self._hub.cut.discard(name)
+        if name in self.stumbles:
+            self.stumbles.discard(name)
+            end.send(Envelope(name, COORDINATOR, Present(end.me.address, "cpu", "native")))
+            threading.Timer(0.2, self._vanish, (name,)).start()
+            threading.Timer(0.6, self.start, (name,)).start()
+            return
         sign = partial(sign_header, identity=derived(self._config.training.seed, name))
-        play: Callable[[Actor], Actor] = (lambda actor: actor) if self._troupe is None else self._troupe.play
+        played: Callable[[Actor], Actor] = (lambda actor: actor) if self._troupe is None else self._troupe.play
+
+        def play(actor: Actor) -> Actor:
+            time.sleep(self.slow_s.get(name, 0.0))
+            return played(actor)
+
         part = Part(name, Present(end.me.address, "cpu", "native"), sign=sign, play=play, die=partial(self.kill, name))
         station = Station(part, end)
         thread = threading.Thread(target=station.run, name=name, daemon=True)
         self._stations[name] = station, thread
         thread.start()
+
+    def _vanish(self, name: str) -> None:
+        self._hub.cut.add(name)
+        self._ended(name, "its process ended by SIGKILL")
 
     def kill(self, name: str) -> None:
         station, _ = self._stations.pop(name)
@@ -129,7 +156,14 @@ class Threads:
     def expect(self) -> list[Endpoint]:
         return [Endpoint(name, (name,), None) for name in self._stations]
 
+    def key(self, name: str) -> bytes | None:
+        return None
+
+    def awaits(self, name: str) -> bool:
+        return name in self._stations
+
     def left(self, name: str, *, banned: bool) -> None:
+        self.fenced.append(name)
         found = self._stations.pop(name, None)
         if found is not None:
             found[0].stop("fenced")
@@ -145,8 +179,11 @@ class Threads:
 class InThreads:
     """Opens the engine, and keeps its crew at hand."""
 
-    def __init__(self, config: RunConfig, troupe: Troupe | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, troupe: Troupe | None = None, prepare: Callable[[Threads], None] | None = None
+    ) -> None:
         self.hub = Hub()
+        self.prepare = prepare
         self.config = config
         self.troupe = troupe
         self.crew: Threads | None = None
@@ -154,9 +191,12 @@ class InThreads:
     def open(self) -> Machines:
         def crew(ended: Callable[[str, str], None]) -> Threads:
             self.crew = Threads(self.config, self.hub, ended, self.troupe)
+            if self.prepare is not None:
+                self.prepare(self.crew)
             return self.crew
 
-        return Machines(self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0))
+        self.machines = Machines(self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0))
+        return self.machines
 
 
 @pytest.fixture

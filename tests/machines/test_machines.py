@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from holdfast.cast import Troupe
 from holdfast.config import RunConfig, assign, resolve
-from holdfast.event import Event, Joined, StepSealed, TakenOver, WorkerLost
+from holdfast.event import Event, Joined, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
+from holdfast.message import Tally
 from holdfast.result import RunResult
 from holdfast.settings import merge, split_attack
 from holdfast.trainer import Trainer
@@ -36,9 +40,9 @@ def in_memory(config: RunConfig) -> RunResult:
 class Run:
     """One run over machines in threads; `at` is called with each event."""
 
-    def __init__(self, config: RunConfig, in_threads: Any, at: Any = None) -> None:
+    def __init__(self, config: RunConfig, in_threads: Any, at: Any = None, prepare: Any = None) -> None:
         troupe = Troupe(config) if config.attack or config.faults else None
-        self.stage = in_threads(config, troupe)
+        self.stage = in_threads(config, troupe, prepare)
         self.events: list[Event] = []
         self._at = at
         observers = [self._observe] + ([] if troupe is None else [troupe.observe])
@@ -102,6 +106,7 @@ def test_a_silent_machine_counts_as_lost_by_the_deadline(in_threads: Any) -> Non
 
     run = Run(config_of(deadline_s=1.0), in_threads, freeze)
     assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
+    assert run.stage.crew.fenced == ["w2"], "who is lost to the run must not go on somewhere"
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
 
 
@@ -110,3 +115,71 @@ def test_a_crash_fault_ends_the_machine(in_threads: Any) -> None:
     run = Run(config, in_threads)
     assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_a_machine_that_dies_before_it_has_its_part_gets_it_when_it_is_back(in_threads: Any) -> None:
+    """w3 is still getting ready when w2 is there again, so nobody has to be lost."""
+
+    def prepare(crew: Any) -> None:
+        crew.stumbles, crew.slow_s = {"w2"}, {"w3": 3.0}
+
+    run = Run(config_of(), in_threads, prepare=prepare)
+    assert run.of(WorkerLost) == []
+    assert run.stage.crew.starts.count("w2") == 2
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_who_comes_back_while_the_run_goes_back_is_a_spare_and_gets_a_seat(in_threads: Any) -> None:
+    """Both holders of stage 2 go at once; the new cluster is made without them, and they join it."""
+
+    def at(run: Run, event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 3 and not run.of(RolledBack):
+            run.stage.crew.kill("w2")
+            run.stage.crew.kill("w3")
+        if isinstance(event, RolledBack):
+            run.stage.crew.start("w2")
+            run.stage.crew.start("w3")
+
+    run = Run(config_of(), in_threads, at)
+    assert {event.worker for event in run.of(WorkerLost)} == {event.worker for event in run.of(Joined)} == {"w2", "w3"}
+    assert {"w1", "w2", "w3"} <= set(run.of(Reseated)[-1].primaries)
+    assert run.result.rollbacks == 1
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_what_a_machine_says_of_itself_cannot_spoil_the_report(in_threads: Any) -> None:
+    said = (("forward", math.inf), ("forward", math.nan), ("backward", -5.0), ("<b>", 1.0), ("update", 1e12))
+
+    def at(run: Run, event: Event) -> None:
+        run.stage.hub.change = lambda envelope: (
+            replace(envelope, message=replace(envelope.message, seconds=said, bytes_sent=-(1 << 60)))
+            if isinstance(envelope.message, Tally) and envelope.sender == "w2"
+            else envelope
+        )
+
+        if isinstance(event, StepSealed) and event.step == 3:
+            used.update(run.stage.machines.launcher.seconds_by_kind)
+
+    used: dict[str, float] = {}
+    run = Run(config_of(), in_threads, at)
+    assert "<b>" not in used
+    assert used["forward"] > 0
+    assert all(0 <= seconds < 1000 for seconds in used.values())
+    assert run.result.bytes_sent > 0
+
+
+def test_who_never_says_what_it_has_used_is_waited_for_once(in_threads: Any) -> None:
+    def at(run: Run, event: Event) -> None:
+        run.stage.hub.change = lambda envelope: None if isinstance(envelope.message, Tally) else envelope
+        if isinstance(event, StepSealed) and event.step == 2:
+            machines, began = run.stage.machines, time.monotonic()
+            machines.tally()
+            waited.append(time.monotonic() - began)
+            for _ in range(50):
+                machines.tally()
+            waited.append(time.monotonic() - began - waited[0])
+
+    waited: list[float] = []
+    Run(config_of(), in_threads, at)
+    assert waited[0] >= 2.0
+    assert waited[1] < 50 * 2.0 / 4

@@ -22,6 +22,7 @@ from holdfast.transport import Endpoint, WireOptions, encode, packet
 from holdfast.transport.grpc import GrpcTransport
 from holdfast.transport.loop import LoopThread
 from holdfast.transport.packet import Hello, Preamble, Refusal
+from holdfast.transport.switchboard import MOST_STRANGERS
 
 AUTHORITY = Authority()
 NAMES = ("host", "w1", "w2", "w3")
@@ -238,6 +239,14 @@ def test_a_quiet_peer_is_not_a_silent_one(world):
     assert w1.links()["w2"].rtt_s < 0.5
 
 
+def test_who_stood_still_does_not_accuse_the_others(world):
+    w1, w2, _ = world.pair()
+    w1._loop.loop.call_soon_threadsafe(time.sleep, 1.2)
+    time.sleep(1.5)
+    assert notices(w1, "lost") == notices(w2, "lost") == []
+    assert w1.links()["w2"].state == "up"
+
+
 def test_a_lost_incarnation_stays_out_until_it_is_known_again(world):
     w1, w2, proxy = world.pair()
     proxy.shut = True
@@ -253,6 +262,34 @@ def test_a_lost_incarnation_stays_out_until_it_is_known_again(world):
     wait_up(w1, w2)
     w1.send(seal("w1", "w2", 2))
     assert of(Seal, collect(w2, 1)) == [2], "what was sent to a lost peer came back to life"
+
+
+def test_a_lost_incarnation_that_is_forgotten_stays_out_for_good(world):
+    w1, w2, proxy = world.pair()
+    proxy.shut = True
+    proxy.cut()
+    wait_notice(w1, "lost")
+    wait_notice(w2, "lost")
+    w1.forget("w2", current=False)
+    w1.notices()
+    proxy.shut = False
+    w1.know([Endpoint("w2", ("w2",), proxy.address)])
+    w2.know([w1.me])
+    assert "given up" in wait_notice(w2, "refused")[0].reason
+    assert notices(w1, "up") == []
+
+
+def test_who_came_in_the_place_of_the_lost_is_not_forgotten_with_it(world):
+    w1, _, _ = world.pair()
+    new = world.end("w2")
+    w1.notices()
+    w1.know([new.me])
+    new.know([w1.me])
+    wait_notice(w1, "lost")
+    w1.forget("w2", current=False)
+    wait_up(w1, new)
+    new.send(seal("w2", "w1", 7))
+    assert of(Seal, collect(w1, 1)) == [7]
 
 
 def test_a_forgotten_incarnation_stays_out_and_a_new_one_is_let_in(world):
@@ -600,6 +637,33 @@ def test_a_dialler_speaks_only_to_whom_it_wanted(world):
     assert impostor.notices() == []
 
 
+def test_an_insider_who_connects_and_says_nothing_shuts_nobody_out(world):
+    host = world.end("host")
+    host.know([Endpoint("w1", ("w1",)), Endpoint("w2", ("w2",))])
+    silent = [threading.Thread(target=Rogue(host.address, CREDENTIALS["w1"]).says, kwargs={"hold_s": 1.5}) for _ in range(80)]
+    for thread in silent:
+        thread.start()
+    time.sleep(0.5)
+    assert len(host._switchboard._strangers) == MOST_STRANGERS
+    w2 = world.end("w2", listen=None)
+    w2.know([host.me])
+    wait_up(w2)
+    assert len(host._switchboard._strangers) == MOST_STRANGERS, "w2 came in only after the others had left"
+    for thread in silent:
+        thread.join()
+
+
+def test_a_packet_that_is_too_long_is_refused_unread(world):
+    host, w2 = star(world, "w2")
+    host.know([w2.me, Endpoint("w1", ("w1",))])
+    for count in (packet.MAX_PACKET_BYTES + 1, 40 << 20):
+        Rogue(host.address, CREDENTIALS["w1"]).says(hello(), part(SEAL, octets=bytes(count)), hold_s=0.1)
+    assert host.receive(0.0) is None
+    assert host.links()["w1"].unread_bytes == 0
+    w2.send(seal("w2", "host", 1))
+    assert of(Seal, collect(host, 1)) == [1]
+
+
 def knock(host, number):
     """One connection of one hostile kind after the other."""
     match number % 5:
@@ -703,7 +767,17 @@ def test_messages_of_another_generation_are_dropped_those_of_a_later_one_wait(wo
     w2.generation = 2
     assert of(Seal, collect(w2, 2)) == [12, 12]
     w2.send(seal("w2", "w2", 1))
-    w2.generation = 3
+    w1.generation = 3
+    w1.send(seal("w1", "w2", 13))
+    w1.generation = 4
+    w1.send(seal("w1", "w2", 14))
+    assert of(Seal, collect(w2, 1)) == [1], "what one says to oneself is of the present generation"
+    assert w2.receive(0.05) is None
+    w2.generation = 4
+    assert of(Seal, collect(w2, 1)) == [14], "what was kept for a generation that was skipped is dropped"
+    assert w2.receive(0.05) is None
+    w2.send(seal("w2", "w2", 2))
+    w2.generation = 5
     assert w2.receive(0.05) is None
 
 

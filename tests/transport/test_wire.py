@@ -4,6 +4,7 @@ import dataclasses
 import struct
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from holdfast.errors import ProtocolError
 from holdfast.message import Envelope, Loss, Seal, StateTransfer, TiedGradient, TiedWeight, Update
 from holdfast.testing.transport import same_message, sample_messages
 from holdfast.transport import Limits, decode, decode_envelope, encode, wire_bytes
-from holdfast.transport.wire import DTYPES, KINDS
+from holdfast.transport.wire import DTYPES, KINDS, empty_frame, encode_pieces
 
 SAMPLES = sample_messages()
 FRAMES = [bytes(encode(message)) for message in SAMPLES] + [bytes(encode(Envelope("w0", "w1", m))) for m in SAMPLES]
@@ -79,6 +80,43 @@ def test_a_decoded_tensor_is_a_copy():
     back = decode(encoded).tensor
     back += 1
     assert torch.equal(decode(encoded).tensor, torch.ones(4))
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
+def test_pieces_are_the_frame_and_a_frame_given_away_is_the_same_message(message):
+    pieces, size = encode_pieces(message)
+    encoded = bytes(encode(message))
+    assert b"".join(pieces) == encoded
+    assert size == len(encoded)
+    assert all(len(piece) for piece in pieces)
+    frame = empty_frame(size)
+    frame[:] = encoded
+    assert same_message(decode(frame, give_away=True), message)
+
+
+def test_tensors_are_neither_copied_when_sent_nor_when_a_frame_is_given_away():
+    tensor = torch.ones(1000)
+    pieces, size = encode_pieces(TiedWeight(0, tensor))
+    assert any(np.frombuffer(piece, np.uint8).ctypes.data == tensor.data_ptr() for piece in pieces)
+    frame = empty_frame(size)
+    frame[:] = b"".join(pieces)
+    back = decode(frame, give_away=True).tensor
+    begin = np.frombuffer(frame, np.uint8).ctypes.data
+    assert begin < back.data_ptr() < begin + size
+    assert back.is_contiguous()
+    assert back.data_ptr() % 64 == 0
+    back += 1  # it belongs to its receiver
+
+
+def test_a_frame_that_is_read_only_or_badly_aligned_is_copied_though_given_away():
+    encoded = encode(TiedWeight(0, torch.ones(1000)))
+    odd = memoryview(bytearray(b"x" + encoded))[1:]
+    for frame in (bytes(encoded), odd):
+        back = decode(frame, give_away=True).tensor
+        begin = np.frombuffer(frame, np.uint8).ctypes.data
+        assert not begin <= back.data_ptr() < begin + len(frame)
+        assert back.data_ptr() % 64 == 0
+        assert torch.equal(back, torch.ones(1000))
 
 
 def test_views_and_parameters_are_sent_as_their_values():

@@ -208,3 +208,18 @@ def test_the_largest_of_distances_keeps_a_nan() -> None:
     largest = Distance.largest([Distance(1.0, NAN), Distance(2.0, 3.0)])
     assert largest.overall == 2.0
     assert math.isnan(largest.worst_row)
+
+
+def test_beside_a_gradient_that_has_overflowed_nothing_is_small() -> None:
+    """One parameter's own gradient is infinite: another's may not be forged under its cover, nor drift for nothing."""
+    own = {"a": torch.tensor([INF, 1.0]), "b": torch.ones(3)}
+    found = distance_of_gradients({"b": torch.full((3,), 2.0)}, own)
+    assert verdict(found, BOUND) is Agreement.GUILTY
+    assert math.isnan(relative({"a": own["a"], "b": torch.zeros(3)}, own, own))
+
+
+@pytest.mark.parametrize("size", [1e200, 1.7e308, INF, NAN])
+def test_numbers_beyond_the_squares_of_floats_raise_nothing(size: float) -> None:
+    own = {"w": torch.full((2, 2), size, dtype=torch.float64), "none": torch.zeros(0, 4)}
+    errors = {name: tensor.abs() for name, tensor in own.items()}
+    assert verdict(distance_of_gradients(errors, own), BOUND) is Agreement.GUILTY

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from holdfast.claim import ClaimKey, Direction, Header, Role
-from holdfast.message import Finding
+from holdfast.message import Finding, Measured
 from holdfast.verify.jump import check_delivery
 from holdfast.verify.recompute import compare
-from holdfast.verify.referee import judge
+from holdfast.verify.referee import judge, misstates
 from holdfast.verify.verdict import Accepted, Rejected, Unverifiable
 
 KEY = ClaimKey(0, 0, Direction.GRADIENT, 2)
@@ -99,3 +99,25 @@ def test_a_single_account_is_judged_too():
     assert judge((PRIMARY,), FINDING, INPUTS).culprits == ()
     assert judge((replace(PRIMARY, **OUTPUT),), FINDING, INPUTS) == judge((replace(PRIMARY, **NORMS),), FINDING, INPUTS)
     assert judge((replace(PRIMARY, **PARENT),), FINDING, None).culprits == ()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("said", "measured", "lie"),
+    [
+        ((1e-7, 2e-7), (1.0000001e-7, 2e-7), False),
+        ((1e-7, 2e-7), (1e-6, 2e-7), True),
+        ((NAN, NAN), (NAN, NAN), False),
+        ((NAN, NAN), (1e-7, 2e-7), True),
+        ((0.0, 0.0), (NAN, NAN), True),
+        ((INF, INF), (INF, INF), False),
+        ((INF, NAN), (NAN, INF), True),
+    ],
+)
+def test_a_comparer_is_held_to_what_the_referee_measures(said, measured, lie):
+    """A model that has overflowed leaves accounts that are NaN apart: whoever says so speaks the truth."""
+    accounts = tuple(Measured(worker, output, (), 1e-6, 1e-5) for worker, output in (("w2", b"one"), ("w3", b"other")))
+    header = replace(PRIMARY, role=Role.COMPARER, output=b"one", inputs=(b"other",), norms=said)
+    assert misstates(header, Finding(KEY, b"out", (), accounts, measured)) is lie

@@ -51,12 +51,12 @@ def parse_address(text: str, *, least_port: int = 1) -> Address:
     return Address(host, int(port))
 
 
-def check_listen(address: str, *, exposed: bool) -> Address:
-    """An address to listen on; one that other machines reach only with `exposed`. Raises ConfigError."""
+def check_listen(address: str, *, exposed: bool, option: str = "--expose") -> Address:
+    """An address to listen on; one that other machines reach only with `exposed`, which `option` says. Raises ConfigError."""
     found = parse_address(address, least_port=0)
     if not exposed and not found.loopback:
         raise ConfigError(
-            f"{found} can be reached by other machines; listen on 127.0.0.1, or say --expose if strangers shall reach it"
+            f"{found} can be reached by other machines; listen on 127.0.0.1, or say {option} if strangers shall reach it"
         )
     return found
 

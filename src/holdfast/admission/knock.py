@@ -134,21 +134,53 @@ _ADVICE = "is the host running, is its port open, is the address still right?"
 
 def fetch_door(address: Address, *, timeout_s: float = CALL_S) -> bytes:
     """The certificate (DER) that whoever listens there shows, unverified; nothing is sent. Raises OSError."""
+    with (
+        socket.create_connection((address.host, address.port), timeout=timeout_s) as raw,
+        cut_off(raw, timeout_s),
+        tls_of_a_stranger().wrap_socket(raw, server_hostname=f"{DOOR}.{DOMAIN}") as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
+
+
+def tls_of_a_stranger() -> ssl.SSLContext:
+    """TLS as gRPC speaks it, to see the certificate that somebody shows."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # who it is follows from what it shows, see check_authority
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection((address.host, address.port), timeout=timeout_s) as raw,
-        _cut_off(raw, timeout_s),
-        context.wrap_socket(raw, server_hostname=f"{DOOR}.{DOMAIN}") as secured,
-    ):
-        return secured.getpeercert(binary_form=True) or b""
+    return context
+
+
+def greet(address: Address, authority: bytes, *, timeout_s: float = CALL_S) -> wording.Answer:
+    """What the door there, of `authority` (PEM), answers to a greeting, which says our version and nothing else.
+
+    Raises OtherVersion, ProtocolError for what is no answer, and NetworkError where none came.
+    """
+    with _channel(address, authority) as channel:
+        try:
+            content = channel.unary_unary(wording.GREET)(wording.encode(Hello(holdfast=__version__)), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise NetworkError(f"{address} answered a greeting with {error.code().name}") from None
+    answer: wording.Answer = wording.decode(content, wording.Answer, wording.MOST_ANSWER_BYTES)
+    return answer
+
+
+def _channel(address: Address, authority: bytes) -> Any:
+    """To the door there, which must show a certificate of `authority` (PEM)."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.ssl_target_name_override", f"{DOOR}.{DOMAIN}"),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", wording.MOST_ANSWER_BYTES),
+        ("grpc.max_metadata_size", 8 << 10),
+    ]
+    credentials = grpc.ssl_channel_credentials(root_certificates=authority)
+    return grpc.secure_channel(str(address), credentials, options=options)
 
 
 @contextlib.contextmanager
-def _cut_off(raw: socket.socket, seconds: float) -> Iterator[None]:
+def cut_off(raw: socket.socket, seconds: float) -> Iterator[None]:
     """A time for all of it: a socket's own is for each byte, and a hostile peer has many."""
     duplicate = raw.dup()
     timer = threading.Timer(seconds, lambda: duplicate.shutdown(socket.SHUT_RDWR))
@@ -199,15 +231,7 @@ class _Visitor:
             ) from None
 
     def _speak(self, address: Address, authority: bytes) -> Admitted | Waiting:
-        credentials = grpc.ssl_channel_credentials(root_certificates=authority)
-        options: list[tuple[str, Any]] = [
-            ("grpc.ssl_target_name_override", f"{DOOR}.{DOMAIN}"),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", wording.MOST_ANSWER_BYTES),
-            ("grpc.max_metadata_size", 8 << 10),
-        ]
-        with grpc.secure_channel(str(address), credentials, options=options) as channel:
+        with _channel(address, authority) as channel:
             challenge = self._call(channel, address, wording.GREET, Hello(holdfast=__version__))
             if not isinstance(challenge, Challenge):
                 raise NetworkError(f"{address} answered a greeting with something else; is it another version of Holdfast?")

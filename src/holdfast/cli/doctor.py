@@ -1,6 +1,6 @@
 """`holdfast doctor`: is this machine fit? Versions, threads, determinism, the self-test, room; exit code 1 if a check fails.
 
-With `--numerics` it measures instead how far apart this machine's arithmetics are.
+With `--numerics` it measures instead how far apart this machine's arithmetics are; with `--peer` it looks at another machine.
 """
 
 from __future__ import annotations
@@ -33,11 +33,21 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.toml", help="With --numerics: write the calibration to this file.")
     ] = None,
+    peer: Annotated[
+        str | None, typer.Option("--peer", metavar="HOST:PORT", help="See whether a door or wire can be dialled, instead.")
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Check versions, threads, determinism, the model's self-test, memory, disk and data."""
     import json
 
+    if peer is not None:
+        if numerics or dtype is not None or stages is not None or out is not None:
+            from holdfast.errors import ConfigError
+
+            raise ConfigError("--peer looks at another machine, and takes no option but --json")
+        _show_peer(peer, as_json=as_json)
+        return
     if numerics:
         from holdfast.cli.numerics import show_numerics
 
@@ -63,3 +73,26 @@ def doctor(
         print(f"\n{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}" if failed else "\nThis machine is fit.")
     if failed:
         raise typer.Exit(1)
+
+
+def _show_peer(text: str, *, as_json: bool) -> None:
+    """One line about the address, or one JSON object. Raises NetworkError where Holdfast cannot be reached there."""
+    import json
+
+    from holdfast.admission.address import parse_address
+    from holdfast.admission.peer import look
+    from holdfast.errors import NetworkError
+
+    address = parse_address(text)
+    sight = look(address)
+    round_trip_ms = None if sight.round_trip_s is None else round(1e3 * sight.round_trip_s, 3)
+    if as_json:
+        found = {"address": str(address), "what": sight.what, "passed": sight.fit, "detail": sight.detail}
+        print(json.dumps({**found, "round_trip_ms": round_trip_ms, "process": sight.process}))
+        if not sight.fit:
+            raise typer.Exit(NetworkError.exit_code)
+        return
+    if not sight.fit:
+        dialled = "" if round_trip_ms is None else f" (it can be dialled, round trip {round_trip_ms:.1f} ms)"
+        raise NetworkError(f"{address}: {sight.detail}{dialled}")
+    print(f"ok    {address}  {sight.detail}; round trip {round_trip_ms:.1f} ms")

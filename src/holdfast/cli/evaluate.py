@@ -57,8 +57,10 @@ def evaluate(
 def _own_data(directory: Path) -> dict[str, object]:
     """The data table that a run's directory was trained with (its tokenizer lies beside the model)."""
     from holdfast.config import read_toml
+    from holdfast.errors import ConfigError
 
     path = directory / "config.toml"
-    table = dict(read_toml(path).get("data", {})) if path.is_file() else {}
-    table.pop("tokenizer", None)
-    return table
+    table = read_toml(path).get("data", {}) if path.is_file() else {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: data is {table!r}, it must be a table")
+    return {key: value for key, value in table.items() if key != "tokenizer"}

@@ -12,7 +12,23 @@ from typing import Annotated, NoReturn
 import typer
 
 import holdfast
-from holdfast.cli import audit, bench, demo, doctor, evaluate, export, invite, models, new, nodes, report, status, train
+from holdfast.cli import (
+    audit,
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    host,
+    invite,
+    join,
+    models,
+    new,
+    nodes,
+    report,
+    status,
+    train,
+)
 from holdfast.errors import HoldfastError
 
 INTERNAL_ERROR = 1
@@ -46,7 +62,7 @@ def _root(
     pass
 
 
-for _module in (demo, train, evaluate, models, doctor, export, report, audit, invite, nodes, status):
+for _module in (demo, train, evaluate, models, doctor, export, report, audit, host, invite, join, nodes, status):
     _module.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")

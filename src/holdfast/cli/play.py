@@ -47,12 +47,10 @@ def _play(line: bytes) -> int:
     from holdfast.errors import ConfigError
     from holdfast.evidence.envelope import sign_header
     from holdfast.evidence.identity import from_pem
-    from holdfast.job import DTYPES
     from holdfast.machines import HOST
     from holdfast.message import Present
-    from holdfast.numerics import NATIVE, numerics_class
     from holdfast.partition.memory import available_memory
-    from holdfast.station import ANYTIME, Part, Station
+    from holdfast.station import ANYTIME, Part, Station, numerics_of
     from holdfast.transport import Endpoint, WireOptions
     from holdfast.transport.grpc import GrpcTransport
 
@@ -70,10 +68,9 @@ def _play(line: bytes) -> int:
         anytime=ANYTIME,
     )
     transport.know([Endpoint(HOST, told.trusted, told.host)])
-    numerics = str(numerics_class(NATIVE, DTYPES["float32"], told.device))
-    present = Present(transport.address, told.device, numerics, available_memory() or 0)
+    present = Present(transport.address, told.device, numerics_of(told.device), available_memory() or 0)
     sign = partial(sign_header, identity=from_pem(told.identity.encode(), "its part"))
-    part = Part(told.name, present, told.device, sign, play, after_turn, partial(_die, transport))
+    part = Part(told.name, present, HOST, told.device, sign, play, after_turn, partial(_die, transport))
     station = Station(part, transport)
     threading.Thread(target=_leave_with_parent, args=(station.stop,), name="holdfast parent", daemon=True).start()
     try:

@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
+    from holdfast.host import Host
     from holdfast.result import RunResult
 
 INTERRUPTED = 130
@@ -25,13 +26,34 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = experiment.run()
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    return result
+
+
+def run_hosted(
+    config: RunConfig, host: Host, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False
+) -> RunResult:
+    """Like `run_experiment`, with machines that join; the door is shut at the end, however it comes."""
+    from holdfast.experiment import Experiment
+    from holdfast.report import open_progress
+
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
+        observers = (progress.observer("", config.training.steps), host.observe)
+        experiment = Experiment(config, observers=observers, resume=resume, host=host)
+        try:
+            with first_interrupt_calls(experiment.stop) as interrupted:
+                result = experiment.run()
+        finally:
+            host.close()
+    if interrupted():
+        print("stopped; go on with the same command", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     return result
 

@@ -8,7 +8,7 @@ It trusts the coordinator in two things that nobody else could sign: which input
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from holdfast.claim import ClaimKey, Direction, Header, Role
@@ -23,6 +23,7 @@ from holdfast.evidence.record import (
     Closing,
     Collected,
     Committed,
+    Enrolled,
     Equivocated,
     Found,
     Misdelivered,
@@ -165,6 +166,10 @@ class CaseBook:
             case TookOver(stage):
                 _require(stage in self.opening.route.stages, f"a takeover of stage {stage}, which does not exist")
                 self.takeovers.append(record)
+            case Enrolled(member, key):
+                known = self.opening.keys
+                _require(known.get(member, key) == key, f"{member!r} is enrolled with another key than before")
+                self._opening = replace(self.opening, keys={**known, member: key})
             case Closing():
                 self._close(seq, previous, record)
             case _:
@@ -182,7 +187,7 @@ class CaseBook:
         if not self.closed:
             self.interruptions.append(seq)
         self.closed = False
-        self._opening = record
+        self._opening = replace(record, keys={**first.keys, **record.keys})  # who was enrolled stays enrolled
         self._deploy(record.deployment, record.version, record.route)
 
     def _check_schema(self, schema: int) -> None:

@@ -33,7 +33,8 @@ class EvidenceLog:
     def __init__(self, path: Path, signer: Identity) -> None:
         self.path = path
         self.signer = signer
-        self.seq, self.previous = _end_of(path)
+        end, self.seq, self.previous = check_end(path)
+        _cut_off(path, end)
         try:
             self._file = path.open("ab")
         except OSError as error:
@@ -106,22 +107,32 @@ def _canonical(content: Any) -> bytes | None:
         return None
 
 
-def _end_of(path: Path) -> tuple[int, bytes]:
-    """Number and hash for the next line; cuts off what a kill has torn."""
+def check_end(path: Path) -> tuple[int, int, bytes]:
+    """Where the whole lines of a log end, and number and hash for the next one; changes nothing.
+
+    Raises SetupError where the log cannot be gone on with.
+    """
     try:
         data = path.read_bytes() if path.exists() else b""
-        end = data.rfind(b"\n") + 1
-        if end != len(data):
-            with path.open("r+b") as file:
-                file.truncate(end)
     except OSError as error:
         raise SetupError(f"cannot go on with the evidence log {path}: {error.strerror or error}") from None
+    end = data.rfind(b"\n") + 1
     if end == 0:
-        return 0, FIRST
+        return 0, 0, FIRST
     try:
         last = read_line(data[data.rfind(b"\n", 0, end - 1) + 1 : end - 1])
     except ProtocolError as error:
         raise SetupError(
             f"cannot go on with the evidence log {path}: its last line was altered ({error}); move it away"
         ) from None
-    return last.seq + 1, last.digest
+    return end, last.seq + 1, last.digest
+
+
+def _cut_off(path: Path, end: int) -> None:
+    """Take away what a kill has torn."""
+    try:
+        if path.exists() and path.stat().st_size != end:
+            with path.open("r+b") as file:
+                file.truncate(end)
+    except OSError as error:
+        raise SetupError(f"cannot go on with the evidence log {path}: {error.strerror or error}") from None

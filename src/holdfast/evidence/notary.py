@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.claim import ClaimKey, Header
+from holdfast.errors import ProtocolError
 from holdfast.evidence.draws import blind, commitment
 from holdfast.evidence.envelope import is_signed
 from holdfast.evidence.log import EvidenceLog
@@ -23,6 +24,7 @@ from holdfast.evidence.record import (
     Closing,
     Collected,
     Committed,
+    Enrolled,
     Equivocated,
     Found,
     Misdelivered,
@@ -73,6 +75,7 @@ class Notary:
     def __init__(self, register: Register | None = None, log: EvidenceLog | None = None) -> None:
         self.refused: Counter[str] = Counter()
         self._register = register
+        self._keys = {} if register is None else dict(register.keys)
         self._log = log
         self._disputes: dict[ClaimKey, _Dispute] = {}
         self._count = 0
@@ -81,14 +84,14 @@ class Notary:
 
     def vouches(self, header: Header) -> bool:
         """Whether the header is signed by the worker that it names. What is not proves nothing; it is counted."""
-        if self._register is None or is_signed(header, self._register.keys):
+        if self._register is None or is_signed(header, self._keys):
             return True
         self.refused[header.worker] += 1
         return False
 
     def proves(self, header: Header) -> bool:
         """Whether the header may be held against its worker, whoever shows it."""
-        return self._register is not None and is_signed(header, self._register.keys)
+        return self._register is not None and is_signed(header, self._keys)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -104,9 +107,7 @@ class Notary:
         self._deployed = True
         kind = Resumed if self._log.seq else Opening
         register = self._register
-        self._write(
-            kind(SCHEMA, register.run, deployment, version, dict(register.keys), register.derived, route, register.config)
-        )
+        self._write(kind(SCHEMA, register.run, deployment, version, dict(self._keys), register.derived, route, register.config))
         if register.secret is not None:
             self._write(Committed(commitment(register.run, register.secret, blind(self._log.signer, register.run))))
         self._count = self._log.seq if kind is Resumed else 0  # a resumed run uses no number twice
@@ -115,6 +116,16 @@ class Notary:
         self._version = version
         self._disputes.clear()
         self._write(Sealed(version, step, attempt, tuple(digests[stage] for stage in sorted(digests))))
+
+    def enroll(self, member: str, key: bytes) -> None:
+        """`member` has come, and signs with `key` (32 bytes, public) from now on. Raises ProtocolError if it had another."""
+        if self._register is None or self._keys.get(member) == key:
+            return
+        if member in self._keys:
+            raise ProtocolError(f"{member} is enrolled with another key; a member keeps its key as long as the run lasts")
+        self._keys[member] = key
+        if self._deployed:
+            self._write(Enrolled(member, key))
 
     def collected(self, version: int, digests: Mapping[int, bytes]) -> None:
         """The states of the sealed version have come together; trusted stages have shown theirs too."""

@@ -217,6 +217,14 @@ class TookOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Enrolled:
+    """From here on `key` is the public key of `member`, who came after the opening."""
+
+    member: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """The run's end: how many records came before, the version reached, headers refused for their signature by sender."""
 
@@ -245,6 +253,7 @@ Record = (
     | Sealed
     | Collected
     | TookOver
+    | Enrolled
     | Closing
 )
 
@@ -266,6 +275,7 @@ KINDS: dict[str, type[Any]] = {
     "seal": Sealed,
     "collection": Collected,
     "takeover": TookOver,
+    "enrolled": Enrolled,
     "closing": Closing,
 }
 NAMES = {kind: name for name, kind in KINDS.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.launch.inprocess import Deadlock, Hooks, InProcess, Network, Timing
+from holdfast.launch.inprocess import Deadlock, Glance, Hooks, InProcess, Network, Timing
 from holdfast.launch.realtime import RealTime, Room
 
-__all__ = ["Deadlock", "Hooks", "InProcess", "Network", "RealTime", "Room", "Timing"]
+__all__ = ["Deadlock", "Glance", "Hooks", "InProcess", "Network", "RealTime", "Room", "Timing"]

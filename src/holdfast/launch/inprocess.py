@@ -57,6 +57,19 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Glance:
+    """What a launcher knows at this moment, without asking anybody who might not answer.
+
+    `seconds` by kind of work and `bytes_sent` are of all members, those elsewhere as they last told; `links` are the links to
+    other processes, by peer, as the transport describes them (none in one process).
+    """
+
+    seconds: Mapping[str, float]
+    bytes_sent: int
+    links: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """`speeds` of (worker, device) are relative to the device that takes `seconds_per_forward` (default 1)."""
 
@@ -109,6 +122,10 @@ class InProcess:
     @property
     def bytes_sent(self) -> int:
         return self._network.traffic.bytes_sent
+
+    def glance(self) -> Glance:
+        """May be called from any thread."""
+        return Glance(dict(self.seconds_by_kind), self.bytes_sent, {})
 
     def inject(self, envelopes: Iterable[Envelope]) -> None:
         """Send messages from outside; they travel as if their senders had sent them now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from holdfast.report.html import render_html
 from holdfast.report.jsonl import JsonlReport, read_report
+from holdfast.report.log import Log, LogFile
 from holdfast.report.record import RunRecord, make_record, read_run, write_run
 from holdfast.report.tables import render_csv, render_markdown
 from holdfast.report.tensorboard import TensorBoard
@@ -19,6 +20,8 @@ __all__ = [
     "JsonlReport",
     "LineProgress",
     "LiveProgress",
+    "Log",
+    "LogFile",
     "Observer",
     "RunRecord",
     "TensorBoard",

@@ -11,8 +11,10 @@ from time import monotonic
 from holdfast.event import (
     Alert,
     Banned,
+    CheckpointWritten,
     Evaluated,
     Event,
+    Joined,
     Reseated,
     Reshadowed,
     Resumed,
@@ -27,6 +29,7 @@ from holdfast.event import (
     TakenOver,
     WorkerLost,
 )
+from holdfast.evidence.story import printable
 
 Clock = Callable[[], float]
 
@@ -92,7 +95,15 @@ class Tally:
 
 
 def tell(event: Event) -> str | None:
-    """One line of prose for an event that a watcher wants to know at once; None for the rest."""
+    """One line of prose for an event that a watcher wants to know at once; None for the rest.
+
+    Reasons are partly what other machines say: nothing that a terminal obeys is left in them.
+    """
+    told = _told(event)
+    return None if told is None else printable(told)
+
+
+def _told(event: Event) -> str | None:
     match event:
         case RunStarted():
             return f"run {event.run}: {event.parameters:,} parameters in {len(event.stages)} stages"
@@ -109,6 +120,10 @@ def tell(event: Event) -> str | None:
             return f"step {event.step} leaves out stages {_numbers(event.bypassed)}; frozen: {_numbers(event.frozen)}"
         case WorkerLost():
             return f"step {event.step}: {event.worker} is lost: {event.reason}"
+        case Joined():
+            return f"step {event.step}: {event.worker} is there"
+        case CheckpointWritten():
+            return f"checkpoint after {event.step} steps: {event.path}"
         case TakenOver():
             return f"step {event.step}: {event.heir} takes stage {event.stage} over from {event.lost}"
         case Reshadowed():

@@ -6,9 +6,22 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Literal, Protocol, Self, TextIO
 
-from holdfast.event import Evaluated, Event, RunFinished, RunStarted, StepSealed
+from holdfast.event import (
+    Banned,
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    Joined,
+    RolledBack,
+    RunFinished,
+    RunStarted,
+    StepSealed,
+    TakenOver,
+    WorkerLost,
+)
+from holdfast.report.log import Log
 from holdfast.report.tally import Tally, tell
 
 Observer = Callable[[Event, float], None]
@@ -16,6 +29,11 @@ Observer = Callable[[Event, float], None]
 
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
+
+NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack)
+"""What is told at once, also to who has not asked for everything (`verbose`)."""
+
+LINES = (*NEWS, RunStarted, Evaluated, CheckpointWritten)
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):
@@ -25,7 +43,7 @@ class Progress(AbstractContextManager["Progress"], Protocol):
 
 
 class LineProgress:
-    """One line every `steps / 10` steps; with `verbose`, one for every alert, ruling and change of the route as well."""
+    """One line every `steps / 10` steps, and for who comes and goes; with `verbose`, for every alert and ruling as well."""
 
     def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
         self._stream = stream
@@ -46,7 +64,7 @@ class LineProgress:
             due = isinstance(event, StepSealed) and (tally.step % every == 0 or tally.step == steps)
             if due:
                 self._print(label, progress_line(tally))
-            elif self._verbose or isinstance(event, (RunStarted, Evaluated)):
+            elif self._verbose or isinstance(event, LINES):
                 news = tell(event)
                 if news is not None:
                     self._print(label, news)
@@ -59,7 +77,7 @@ class LineProgress:
 
 
 class LiveProgress:
-    """A table that redraws itself, one row a run; the news of `verbose` scrolls above it."""
+    """A table that redraws itself, one row a run; news scrolls above it, with `verbose` of every alert and ruling."""
 
     def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
         from rich.console import Console
@@ -86,7 +104,7 @@ class LiveProgress:
 
         def observe(event: Event, seconds: float) -> None:
             tally(event, seconds)
-            news = tell(event) if self._verbose else None
+            news = tell(event) if self._verbose or isinstance(event, NEWS) else None
             if news is not None:
                 self._live.console.print(f"{label}: {news}" if label else news, markup=False)
             if isinstance(event, RunFinished):
@@ -113,6 +131,35 @@ class LiveProgress:
         return table
 
 
+class LogProgress:
+    """The lines of `LineProgress` as JSON, one object each, for programs that collect them."""
+
+    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+        self._log = Log(stream, "json")
+        self._verbose = verbose
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def observer(self, label: str, steps: int) -> Observer:
+        tally = Tally(label, steps)
+        every = max(1, steps // LINES_A_RUN)
+
+        def observe(event: Event, seconds: float) -> None:
+            tally(event, seconds)
+            if isinstance(event, StepSealed):
+                if tally.step % every == 0 or tally.step == steps:
+                    fields = {"event": "StepSealed", "step": event.step, "loss": event.loss, "tokens": tally.tokens}
+                    self._log.write("info", progress_line(tally), fields)
+            elif self._verbose or isinstance(event, (*LINES, RunFinished)):
+                self._log(event, seconds)
+
+        return observe
+
+
 class SilentProgress:
     """Shows nothing (-q)."""
 
@@ -126,10 +173,17 @@ class SilentProgress:
         return Tally(label, steps)
 
 
-def open_progress(stream: TextIO, *, quiet: bool = False, verbose: bool = False) -> Progress:
-    """The progress that suits `stream`: live on a terminal, lines into a file or a pipe, nothing with `quiet`."""
+def open_progress(
+    stream: TextIO, *, quiet: bool = False, verbose: bool = False, form: Literal["text", "json"] = "text"
+) -> Progress:
+    """The progress that suits `stream`: live on a terminal, lines into a file or a pipe, nothing with `quiet`.
+
+    As JSON it is lines everywhere.
+    """
     if quiet:
         return SilentProgress()
+    if form == "json":
+        return LogProgress(stream, verbose=verbose)
     return LiveProgress(stream, verbose=verbose) if stream.isatty() else LineProgress(stream, verbose=verbose)
 
 

@@ -38,6 +38,11 @@ class Fences:
         while len(out) > MOST_REMEMBERED:
             del out[next(iter(out))]
 
+    def condemn(self, process: str) -> None:
+        """Whatever was given up stays out for good."""
+        for incarnation in self._given_up.pop(process, ()):
+            self.forget(process, incarnation)
+
     def drop(self, process: str) -> None:
         """The process has left the address book."""
         for fences in (self._given_up, self._for_good, self._last):

@@ -156,12 +156,15 @@ class GrpcTransport(Transport):
         """What happened to links since last asked, first to last. One that comes makes a blocked `receive` return None."""
         return self._mailbox.notices()
 
-    def forget(self, process: str) -> None:
-        """Fence a peer: drop its link and refuse this incarnation of it from now on; nothing is told about it."""
+    def forget(self, process: str, *, current: bool = True) -> None:
+        """Fence a peer: drop its link and refuse this incarnation of it from now on; nothing is told about it.
+
+        Not `current`: only what was lost before is refused from now on, and who has taken its place stays.
+        """
         self._check_open()
 
         async def drop() -> None:
-            self._switchboard.forget(process)
+            self._switchboard.forget(process, current=current)
 
         self._loop.call(drop())
 

@@ -10,10 +10,10 @@ from holdfast.transport.packet import Relayed
 
 
 class Forward:
-    """What goes to `target` from the process at `origin`, first to last."""
+    """What goes to `target` from one process, first to last; `origin` is the connection over which it came, if it lives."""
 
-    def __init__(self, origin: Connection, target: Connection) -> None:
-        self.origin = origin
+    def __init__(self, target: Connection) -> None:
+        self.origin: Connection | None = None
         self.bytes = 0
         self._target = target
         self._waiting: deque[bytes] = deque()
@@ -41,27 +41,31 @@ class Relay:
 
     def carry(self, origin: Connection, target: Connection | None, relayed: Relayed) -> None:
         """Pass a packet on from `origin`, or tell it that this cannot be."""
-        if target is None:
-            origin_queue = self._queue(origin, origin, relayed.target)
-            origin_queue.push(packet.closed(relayed.target))
-            return
-        queue = self._queue(origin, target, origin.peer)
-        if queue.bytes + len(relayed.whole) <= self._limit_bytes:
-            queue.push(relayed.whole)
-        else:
-            self._queue(target, origin, relayed.target).push(packet.closed(relayed.target))
+        if target is not None:
+            queue = self._queue(target, origin.peer)
+            queue.origin = origin
+            if queue.bytes + len(relayed.whole) <= self._limit_bytes:
+                queue.push(relayed.whole)
+                return
+        self._tell(origin, relayed.target)
 
     def ended(self, connection: Connection) -> None:
         """A connection is gone: whoever spoke with its process through here learns that."""
-        queues = self._to.pop(connection, {})
-        others = {queue.origin for queue in queues.values()}
-        others |= {other for other, sources in self._to.items() if connection.peer in sources and other.kind == connection.kind}
+        others = {queue.origin for queue in self._to.pop(connection, {}).values() if queue.origin is not None}
+        for other, queues in self._to.items():
+            queue = queues.get(connection.peer)
+            if queue is not None and queue.origin is connection:
+                queue.origin = None
+                others.add(other)
         for other in others - {connection}:
-            self._queue(connection, other, connection.peer).push(packet.closed(connection.peer))
+            self._tell(other, connection.peer)
 
-    def _queue(self, origin: Connection, target: Connection, source: str) -> Forward:
+    def _tell(self, connection: Connection, process: str) -> None:
+        """Behind what is on its way from there, that `process` cannot be reached."""
+        self._queue(connection, process).push(packet.closed(process))
+
+    def _queue(self, target: Connection, source: str) -> Forward:
         queues = self._to.setdefault(target, {})
         if source not in queues:
-            queues[source] = Forward(origin, target)
-        queues[source].origin = origin
+            queues[source] = Forward(target)
         return queues[source]

@@ -42,8 +42,8 @@ log.addHandler(logging.NullHandler())
 HELLO_S = 5.0
 """How long somebody who is connected may take to say hello."""
 
-MOST_STRANGERS = 64
-"""Connections that have not said hello yet, at most."""
+MOST_STRANGERS = 8
+"""Connections of one process that have not said hello yet, at most; counted for each, so that none can shut the others out."""
 
 COMPANY_S = 0.02
 """How long an acknowledgement waits for others."""
@@ -164,10 +164,13 @@ class Switchboard:
         self._note(process, "refused", reason)
         self._lose(process, reason, code="conduct")
 
-    def forget(self, process: str) -> None:
-        """Drop the link with a peer and refuse its incarnation for good."""
+    def forget(self, process: str, *, current: bool) -> None:
+        """Refuse for good what was given up of a peer; if `current`, drop the link too and refuse whoever it is with."""
         link = self._links.get(process)
         if link is None:
+            return
+        self._fences.condemn(process)
+        if not current:
             return
         if link.peer_token:
             self._fences.forget(process, link.peer_incarnation)
@@ -317,7 +320,7 @@ class Switchboard:
 
     async def _accept(self, connection: Connection) -> None:
         """Talk to somebody who has dialled this process."""
-        if not self._closing and len(self._strangers) < MOST_STRANGERS:
+        if not self._closing and sum(path.peer == connection.peer for path in self._strangers) < MOST_STRANGERS:
             path = Path(connection, "direct", self._book.me.process, connection.peer, time.monotonic())
             self._strangers.add(path)
             await self._converse(connection, path)

@@ -48,4 +48,5 @@ def misstates(said: Header, finding: Finding) -> bool:
     shown = tuple(measured.output for measured in finding.measured)
     if shown != (said.output, *said.inputs) or len(finding.apart) != 2 or len(said.norms) != 2:
         return False
-    return not all(math.isclose(told, true, rel_tol=1e-3) for told, true in zip(said.norms, finding.apart, strict=True))
+    pairs = zip(said.norms, finding.apart, strict=True)
+    return not all(math.isclose(told, true, rel_tol=1e-3) or (math.isnan(told) and math.isnan(true)) for told, true in pairs)

@@ -157,6 +157,8 @@ def relative(claimed: Mapping[str, Tensor], own: Mapping[str, Tensor], names: It
 
 
 def _worst_row(errors: Tensor, sizes: Tensor, floor: float) -> float:
+    if errors.numel() == 0:
+        return 0.0
     off, size = (tensor.double().reshape(len(tensor) if tensor.ndim > 1 else 1, -1) for tensor in (errors, sizes))
     length = math.sqrt(size.shape[1])
     sizes_of_rows = (torch.linalg.vector_norm(size, dim=1) / length).clamp(min=floor)
@@ -180,10 +182,13 @@ def _greatest(errors: Tensor, sizes: Tensor) -> float:
 
 
 def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().double()).item() ** 2)
+    length = float(torch.linalg.vector_norm(tensor.detach().double()).item())
+    return length * length  # not a power: that raises where it leaves the numbers
 
 
 def _ratio(error: float, size: float) -> float:
     if error == 0:
         return 0.0
+    if not math.isfinite(size):  # beside what has left the numbers, everything would be small
+        return math.nan
     return error / size if size != 0 else (math.nan if math.isnan(error) else math.inf)

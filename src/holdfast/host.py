@@ -1,0 +1,276 @@
+"""The host of an open run: its door, its books, its wire; the machines that come in are the crew of the run.
+
+    DIR/host/   run   authority.pem   invites.json   roster.json      what a host needs to be the same one when it starts again
+    DIR/        control.sock                                          holdfast status, nodes and invite speak to it there
+
+Everything that a machine says of itself is its own word: it decides where the machine is placed, never what is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from holdfast import atomic
+from holdfast.admission.address import Address, check_listen
+from holdfast.admission.control import ControlServer, control_path
+from holdfast.admission.desk import invite_handler, nodes_handler
+from holdfast.admission.door import Door
+from holdfast.admission.gatekeeper import Gatekeeper, Terms
+from holdfast.admission.home import machine_identity
+from holdfast.admission.invitations import FILE as INVITES
+from holdfast.admission.invitations import Invitations
+from holdfast.admission.roster import FILE as ROSTER
+from holdfast.admission.roster import Member, Offer, Roster
+from holdfast.config import RunConfig
+from holdfast.errors import SetupError
+from holdfast.event import Event, RunStarted, StepSealed
+from holdfast.evidence.certificates import DOOR, Authority
+from holdfast.machines import HOST, TRUSTED, Machines, Patience
+from holdfast.station import ANYTIME, numerics_of
+from holdfast.transport import Credentials, Endpoint, WireOptions
+from holdfast.transport.grpc import GrpcTransport
+
+FOREVER_S = 10 * 365 * 86400.0
+"""People take their time to join."""
+
+RUN_FILE = "run"
+LAST_EVENTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """Where a host listens, and how it lets machines in; addresses beyond loopback only where it is `exposed`.
+
+    `advertised` are the names or addresses by which others reach the door (none: the address that it listens at).
+    """
+
+    door: str = "127.0.0.1:0"
+    wire: str = "127.0.0.1:0"
+    exposed: bool = False
+    accept: Literal["auto", "manual"] = "auto"
+    advertised: tuple[str, ...] = ()
+    uses: int = 1
+    ttl_s: float = 24 * 3600.0
+
+
+class Guests:
+    """A `Crew` of machines that were let in: nobody can be made to come, and who is banned stays out."""
+
+    def __init__(self, roster: Roster, tell: Callable[[str], None]) -> None:
+        self._roster = roster
+        self._tell = tell
+
+    def gather(self, names: Sequence[str]) -> None:
+        if names:
+            self._tell(f"waiting for {len(names)} machine{'s' if len(names) > 1 else ''}: {', '.join(names)}")
+
+    def expect(self) -> Sequence[Endpoint]:
+        return [Endpoint(m.name, (m.name,), m.offer.listen) for m in self._roster.list() if m.status.inside]
+
+    def key(self, name: str) -> bytes | None:
+        member = self._roster.get(name)
+        return None if member is None else member.key
+
+    def awaits(self, name: str) -> bool:
+        return True
+
+    def left(self, name: str, *, banned: bool) -> None:
+        if banned and self._roster.get(name) is not None:
+            self._roster.ban(name, "it has lied more often than the run forgives")
+
+    def close(self) -> None:
+        self._roster.flush()
+
+
+class Host:
+    """See the module. Open it as a context; `engine` carries the run, `observe` is to hear its events.
+
+    Raises ConfigError for an address beyond loopback that is not `exposed`, SetupError where files or ports cannot be had.
+    """
+
+    def __init__(self, config: RunConfig, directory: Path, premises: Premises, tell: Callable[[str], None]) -> None:
+        check_listen(premises.door, exposed=premises.exposed)
+        check_listen(premises.wire, exposed=premises.exposed)
+        self.identity = machine_identity()
+        self._config = config
+        self._directory = directory
+        self._premises = premises
+        self._tell = tell
+        self._events: deque[tuple[float, str]] = deque(maxlen=LAST_EVENTS)
+        self._run = ""
+        self._step = 0
+        self._began = False
+        self._open = contextlib.ExitStack()
+        self._machines: Machines | None = None
+
+    def engine(self) -> Machines:
+        """Open wire, door and control socket, tell the first invite, and give the engine that waits for machines."""
+        with contextlib.ExitStack() as opened:
+            books = self._directory / "host"
+            _make(books)
+            run = _run_name(books / RUN_FILE)
+            authority = Authority.open(books / "authority.pem", self.identity, run)
+            roster = Roster(books / ROSTER)
+            invitations = Invitations(books / INVITES)
+            transport = opened.enter_context(contextlib.closing(self._wire(authority, run)))
+            gatekeeper = Gatekeeper(
+                authority, invitations, roster, self._terms(transport), judge=self._judge, tell=self._at_the_door
+            )
+            machines = Machines(transport, lambda _ended: Guests(roster, self._tell), Patience(start_s=FOREVER_S))
+            self._machines = machines
+            certificate = authority.credentials(DOOR, self.identity)
+            door = Door(gatekeeper, self._premises.door, *certificate, exposed=self._premises.exposed)
+            address = opened.enter_context(_serving(door))
+            doors = self._doors(address)
+            invite = invite_handler(invitations, doors, self.identity.fingerprint, run)
+            handlers = {
+                "status": lambda: self._status(roster, transport),
+                "nodes": nodes_handler(roster, changed=self._moved),
+                "invite": invite,
+            }
+            opened.enter_context(ControlServer(control_path(self._directory), handlers))
+            line = invite("new", uses=self._premises.uses, ttl_s=self._premises.ttl_s)["invite"]
+            self._tell(f"door at {', '.join(doors)}, host key {self.identity.fingerprint}")
+            self._tell(f"on each machine that shall take part: holdfast join {line}")
+            self._open = opened.pop_all()
+        return machines
+
+    def close(self) -> None:
+        """Shut the door; the engine closes the wire itself. A second call does nothing."""
+        self._open.close()
+
+    def observe(self, event: Event, _seconds: float) -> None:
+        """Remember what happened last, for `holdfast status`."""
+        if isinstance(event, RunStarted):
+            self._run = event.run
+        elif isinstance(event, StepSealed):
+            self._step, self._began = event.step + 1, True
+        else:
+            self._events.append((time.time(), _told(event)))
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _wire(self, authority: Authority, run: str) -> GrpcTransport:
+        certificate, private_key = authority.credentials(HOST, self.identity)
+        return GrpcTransport(
+            Endpoint(HOST, TRUSTED),
+            Credentials(authority.certificate, certificate, private_key),
+            run=run,
+            listen=self._premises.wire,
+            options=WireOptions(silence_s=self._config.machines.silence_s),
+            anytime=ANYTIME,
+        )
+
+    def _terms(self, transport: GrpcTransport) -> Terms:
+        assert transport.address is not None
+        port = transport.address.rpartition(":")[2]
+        terms = {"silence_s": repr(self._config.machines.silence_s), "dtype": self._config.model.dtype}
+        return Terms(wire=(f":{port}",), accept=self._premises.accept, terms=terms)
+
+    def _doors(self, address: Address) -> tuple[str, ...]:
+        return tuple(_with_port(name, address.port) for name in self._premises.advertised) or (str(address),)
+
+    def _at_the_door(self, line: str) -> None:
+        """A newcomer may connect before it is told that it may."""
+        self._tell(line)
+        if self._machines is not None:
+            self._machines.refresh()
+
+    def _judge(self, offer: Offer) -> str | None:
+        """Why a machine is of no use to this run, from its own word; None where it may be.
+
+        Claims are compared byte by byte, so who computes with other bytes would only be accused of it.
+        """
+        mine = numerics_of(self._config.model.device)
+        if self._config.defence_name != "none" and offer.numerics != mine:
+            return (
+                f"this run compares bytes, and your machine computes in another numerics class ({offer.numerics}) than the "
+                f"host ({mine}); use the same kind of processor or GPU and the same torch"
+            )
+        return None
+
+    # -- asked by the operator ---------------------------------------------------------------------------------------
+
+    def _moved(self, member: Member) -> None:
+        self._tell(f"{member.name} is {member.status.value} now ({member.note})")
+        if not member.status.inside and self._machines is not None:
+            self._machines.release(member.name, f"{member.status.value} by the operator")
+
+    def _status(self, roster: Roster, transport: GrpcTransport) -> dict[str, Any]:
+        links = transport.links()
+        members = []
+        for member in roster.list():
+            link = links.get(member.name)
+            state = member.status.value if link is None else f"{member.status.value}, {link.state}"
+            heard = None if link is None else link.heard_s
+            queue = 0 if link is None else link.queued_bytes
+            members.append(
+                {"name": member.name, "state": state, "last_heard": heard, "speed": member.offer.speed, "queue": queue}
+            )
+        route = None if self._machines is None else self._machines.route
+        stages = (
+            []
+            if route is None
+            else [{"stage": i, "worker": route.primaries[i], "shadow": route.shadows[i]} for i in route.stages]
+        )
+        return {
+            "run": self._run,
+            "step": self._step,
+            "steps": self._config.training.steps,
+            "state": "training" if self._began else "waiting for machines",
+            "stages": stages,
+            "members": members,
+            "events": [{"time": at, "text": text} for at, text in self._events],
+        }
+
+
+@contextlib.contextmanager
+def _serving(door: Door) -> Any:
+    """The door on an event loop of its own; yields its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="holdfast door", daemon=True)
+    thread.start()
+    try:
+        address = asyncio.run_coroutine_threadsafe(door.start(), loop).result()
+        try:
+            yield address
+        finally:
+            asyncio.run_coroutine_threadsafe(door.stop(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _make(books: Path) -> None:
+    try:
+        books.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot make {books}: {error.strerror or error}; choose another --out") from None
+
+
+def _run_name(path: Path) -> str:
+    """The name that invites and certificates are bound to: made once, so that a host that starts again is the same."""
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    name = secrets.token_hex(16)
+    atomic.write_file(path, name.encode(), mode=0o600)
+    return name
+
+
+def _with_port(name: str, port: int) -> str:
+    return name if ":" in name.rpartition("]")[2] else f"{name}:{port}"
+
+
+def _told(event: Event) -> str:
+    fields = ", ".join(f"{name}={getattr(event, name)}" for name in event.__dataclass_fields__ if name != "summary")
+    return f"{type(event).__name__} {fields}"[:200]

@@ -1,0 +1,390 @@
+"""Metrics of a run for those who watch machines: Prometheus text at `/metrics`, JSON at `/healthz`, on loopback only.
+
+    events ------------------> Metrics (an observer) ---+
+    cluster --> its launcher --> glance (seconds, links) +--> scrape --> text
+
+Nothing here changes what a run does: a scrape reads what is known, and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import socketserver
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol
+
+from holdfast import __version__
+from holdfast.admission.address import Address, check_listen
+from holdfast.errors import MissingExtra, SetupError
+from holdfast.event import (
+    Alert,
+    Banned,
+    CheckpointWritten,
+    ClaimReplaced,
+    Evaluated,
+    Event,
+    Joined,
+    Resumed,
+    RolledBack,
+    Ruling,
+    RunFinished,
+    RunStarted,
+    StagesSkipped,
+    StepRestarted,
+    StepSealed,
+    TakenOver,
+    WorkerLost,
+)
+from holdfast.launch import Glance
+
+LATELY = 20
+"""Sealed steps that `holdfast_tokens_per_second` looks back over."""
+
+MOST_AT_ONCE = 8
+PATIENCE_S = 5.0
+LINK_STATES = ("waiting", "up", "broken", "lost")
+
+Clock = Callable[[], float]
+
+
+class Watched(Protocol):
+    """What runs a cluster and can be looked at, from any thread (see `holdfast.engine.Launcher`)."""
+
+    def glance(self) -> Glance: ...
+
+
+@dataclass
+class _Known:
+    """What the events have told so far."""
+
+    run: str = ""
+    state: str = "starting"
+    step: int = 0
+    gauges: dict[str, float] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    alerts: Counter[str] = field(default_factory=Counter)
+    convicted: Counter[str] = field(default_factory=Counter)
+    members: dict[str, bool] = field(default_factory=dict)
+    seals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=LATELY + 1))
+
+
+class Metrics:
+    """Observer of one run of `steps` steps; `clock` gives seconds of the machine's steady clock.
+
+    `watch` is told of each launcher: their counts are added up, so that none falls after a rollback.
+    """
+
+    def __init__(self, steps: int, clock: Clock = time.monotonic) -> None:
+        self._steps = steps
+        self._clock = clock
+        self._known = _Known()
+        self._lock = threading.Lock()
+        self._watched: Watched | None = None
+        self._before: Counter[str] = Counter()
+        self._latest: Glance = Glance({}, 0, {})
+
+    # -- from the run ----------------------------------------------------------------------------------------------------
+
+    def watch(self, launcher: Watched) -> None:
+        """From now on `launcher` runs the cluster; what the last one is known to have used stays counted."""
+        with self._lock:
+            self._before.update(self._latest.seconds)
+            self._before[""] += self._latest.bytes_sent
+            self._latest = Glance({}, 0, {})
+            self._watched = launcher
+
+    def __call__(self, event: Event, seconds: float) -> None:
+        with self._lock:
+            self._known.gauges["run_seconds"] = seconds
+            self._take(self._known, event)
+
+    def _take(self, known: _Known, event: Event) -> None:
+        match event:
+            case RunStarted():
+                known.run, known.state = event.run, "running"
+                known.members = dict.fromkeys(event.workers, True)
+            case Resumed():
+                known.step = event.version
+            case StepSealed():
+                known.step = event.step + 1
+                known.gauges |= {
+                    "loss": event.loss,
+                    "gradient_norm": event.gradient_norm,
+                    "learning_rate": event.learning_rate,
+                }
+                known.counts.update(steps_sealed=1, tokens=event.tokens)
+                known.seals.append((self._clock(), event.tokens))
+            case Alert():
+                known.alerts[event.reason] += 1
+            case Ruling():
+                known.convicted.update(event.culprits)
+                known.counts["rulings_inconclusive"] += not event.culprits
+            case ClaimReplaced():
+                known.counts["claims_replaced"] += 1
+            case StepRestarted():
+                known.counts["steps_restarted"] += 1
+            case StagesSkipped():
+                known.counts["stages_skipped"] += len(event.bypassed)
+            case TakenOver():
+                known.counts["takeovers"] += 1
+            case RolledBack():
+                known.counts["rollbacks"] += 1
+                known.step = event.version
+            case WorkerLost() | Banned():
+                known.counts["workers_lost" if isinstance(event, WorkerLost) else "workers_banned"] += 1
+                known.members[event.worker] = False
+            case Joined():
+                known.members[event.worker] = True
+            case CheckpointWritten():
+                known.gauges["checkpoint_step"] = event.step
+            case Evaluated():
+                known.gauges["validation_perplexity"] = event.perplexity
+            case RunFinished():
+                known.state = "finished"
+            case _:
+                pass
+
+    # -- for who asks ----------------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """What `/healthz` says: `seconds_since_seal` is None before the first seal, `members` are those who are present."""
+        with self._lock:
+            known = self._known
+            return {
+                "run": known.run,
+                "state": known.state,
+                "step": known.step,
+                "steps": self._steps,
+                "seconds_since_seal": self._since_seal(),
+                "members": [name for name, present in known.members.items() if present],
+                "absent": [name for name, present in known.members.items() if not present],
+            }
+
+    def collect(self) -> Iterator[Any]:
+        """The families of the client library, as a registry asks for them."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        glance, seconds, sent = self._look()
+        with self._lock:
+            known = self._known
+            gauges = {
+                "step": (known.step, "Steps that are committed; falls in a rollback."),
+                "steps": (self._steps, "Steps that the run is to have."),
+                "loss": (known.gauges.get("loss"), "Training loss of the last step, nats a token."),
+                "gradient_norm": (known.gauges.get("gradient_norm"), "Global norm before clipping."),
+                "learning_rate": (known.gauges.get("learning_rate"), "Of the last step."),
+                "tokens_per_second": (self._tokens_per_second(), f"Over the last {LATELY} steps, by the clock on the wall."),
+                "seconds_since_seal": (self._since_seal(), "Since the last step was committed."),
+                "checkpoint_step": (known.gauges.get("checkpoint_step"), "Steps in the newest checkpoint of this process."),
+                "validation_perplexity": (known.gauges.get("validation_perplexity"), "Of the last evaluation."),
+                "run_seconds": (known.gauges.get("run_seconds"), "Of the run's own clock: virtual with the engine memory."),
+            }
+            counters = {name: (known.counts[name], text) for name, text in COUNTERS.items()}
+            labelled: list[tuple[str, str, Mapping[str, float], str]] = [
+                ("alerts", "reason", dict(known.alerts), "Checks that failed."),
+                ("rulings", "worker", dict(known.convicted), "Proven lies."),
+                ("compute_seconds", "kind", seconds, "Computed by all members; workers' as they last told."),
+            ]
+            info, members = {"run": known.run, "version": __version__}, dict(known.members)
+        known_info = GaugeMetricFamily("holdfast_run_info", "The run that goes on here.", labels=list(info))
+        known_info.add_metric(list(info.values()), 1)
+        yield known_info
+        for name, (value, text) in gauges.items():
+            if value is not None:
+                yield GaugeMetricFamily(f"holdfast_{name}", text, value=value)
+        for name, (count, text) in {**counters, "sent_bytes": (sent, "Sent by all members; workers' as they told.")}.items():
+            yield CounterMetricFamily(f"holdfast_{name}", text, value=count)
+        for name, label, values, text in labelled:
+            family = CounterMetricFamily(f"holdfast_{name}", text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            yield family
+        present = GaugeMetricFamily("holdfast_member_present", "Whether a member is there.", labels=["worker"])
+        for name, here in members.items():
+            present.add_metric([name], int(here))
+        yield present
+        yield from _links(glance.links)
+
+    def _look(self) -> tuple[Glance, dict[str, float], int]:
+        """The launcher now, and the sums over all launchers: seconds by kind, bytes."""
+        with self._lock:
+            watched = self._watched
+        glance = None if watched is None else watched.glance()
+        with self._lock:
+            if glance is not None and watched is self._watched:
+                self._latest = glance
+            total = Counter(self._before)
+            total.update(self._latest.seconds)
+            sent = int(total.pop("", 0)) + self._latest.bytes_sent
+            return self._latest, dict(total), sent
+
+    def _since_seal(self) -> float | None:
+        seals = self._known.seals
+        return round(self._clock() - seals[-1][0], 3) if seals else None
+
+    def _tokens_per_second(self) -> float | None:
+        seals = list(self._known.seals)
+        if len(seals) < 2 or seals[-1][0] <= seals[0][0]:
+            return None
+        return sum(tokens for _, tokens in seals[1:]) / (seals[-1][0] - seals[0][0])
+
+
+COUNTERS: Mapping[str, str] = {
+    "steps_sealed": "Steps committed by this process, those that a rollback undid included.",
+    "tokens": "Tokens in them.",
+    "rulings_inconclusive": "Disputes in which nobody could be named.",
+    "claims_replaced": "False claims for which the innocent holder's own value was taken.",
+    "steps_restarted": "Steps begun again.",
+    "stages_skipped": "Stages left out of a step.",
+    "takeovers": "Stages that another worker took over.",
+    "rollbacks": "Returns to an earlier version.",
+    "workers_lost": "Workers lost; one that came back and went again counts twice.",
+    "workers_banned": "Workers banned for proven lies.",
+}
+
+
+def _links(links: Mapping[str, Any]) -> Iterator[Any]:
+    """Families of the links with other processes; the fields are those of `holdfast.transport.LinkStats`."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    if not links:
+        return
+    states = GaugeMetricFamily("holdfast_link_state", "1 for the state that a link is in.", labels=["peer", "state"])
+    for peer, link in links.items():
+        for state in LINK_STATES:
+            states.add_metric([peer, state], int(link.state == state))
+    yield states
+    shown: list[tuple[Any, str, str, str]] = [
+        (GaugeMetricFamily, "rtt_seconds", "rtt_s", "Last round trip."),
+        (GaugeMetricFamily, "heard_seconds", "heard_s", "Since the peer was last heard."),
+        (GaugeMetricFamily, "queued_bytes", "queued_bytes", "Waiting to be sent, or acknowledged."),
+        (CounterMetricFamily, "sent_bytes", "bytes_sent", "Sent, packets and all."),
+        (CounterMetricFamily, "received_bytes", "bytes_received", "Received, packets and all."),
+        (CounterMetricFamily, "reconnects", "reconnects", "Times that a broken link was back."),
+    ]
+    for kind, name, attribute, text in shown:
+        family = kind(f"holdfast_link_{name}", text, labels=["peer"])
+        for peer, link in links.items():
+            value = getattr(link, attribute)
+            if value is not None and math.isfinite(value):
+                family.add_metric([peer], value)
+        yield family
+
+
+class MetricsServer:
+    """Answers scrapes of `metrics` at `address` (port 0: any free one) in threads of its own; close it, or use it as a context.
+
+    Raises ConfigError for an address that other machines reach unless `exposed`, MissingExtra without the client library,
+    and SetupError where the port cannot be had.
+    """
+
+    def __init__(self, metrics: Metrics, address: str, *, exposed: bool = False) -> None:
+        wanted = check_metrics(address, exposed=exposed)
+        from prometheus_client import CollectorRegistry
+
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(metrics)
+        self._metrics = metrics
+        try:
+            self._server = _Server(wanted, self)
+        except OSError as error:
+            raise SetupError(f"cannot serve metrics at {wanted}: {error.strerror or error}; choose another port") from None
+        self.address = Address(wanted.host, int(self._server.server_address[1]))
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="holdfast metrics", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> MetricsServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop to listen. A second call does nothing."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def answer(self, path: str, accept: str) -> tuple[bytes, str] | None:
+        """Body and content type of a page; None where there is none."""
+        from prometheus_client.exposition import choose_encoder
+
+        match path.partition("?")[0]:
+            case "/metrics":
+                encoder, kind = choose_encoder(accept)
+                return encoder(self._registry), kind
+            case "/healthz":
+                return json.dumps(self._metrics.health()).encode() + b"\n", "application/json"
+        return None
+
+
+def check_metrics(address: str, *, exposed: bool) -> Address:
+    """Where metrics would be served. Raises ConfigError for a wrong address, or one that others reach unless `exposed`, and
+    MissingExtra without the client library.
+    """
+    wanted = check_listen(address, exposed=exposed, option="--expose-metrics")
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise MissingExtra("prometheus-client", extra="metrics", purpose="--metrics") from None
+    return wanted
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 16
+    allow_reuse_address = True
+
+    def __init__(self, address: Address, owner: MetricsServer) -> None:
+        self.owner = owner
+        self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        super().__init__((address.host, address.port), _Handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the resolver for this machine's name
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Who comes while all places are taken is sent away: a scrape is repeated anyway."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a caller that hangs up is no news, and a traceback would go to the terminal of the run."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_version = "Holdfast"
+    sys_version = ""
+    timeout = PATIENCE_S
+    server: _Server
+
+    def do_GET(self) -> None:
+        found = self.server.owner.answer(self.path, self.headers.get("Accept", ""))
+        body, kind = found or (b"here are /metrics and /healthz\n", "text/plain; charset=utf-8")
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        """Nothing: scrapes are no news."""
