@@ -1,11 +1,12 @@
-"""What detection costs: virtual step time of `duplicate` against defences off, beside the bound; wall time on this machine.
+"""What detection costs: virtual step time of `duplicate` against defences off, beside the bound; time on this machine.
 
     python benchmarks/detection_cost.py                 K = 6, M = 4, 16 and 64, both schedules
 
 The bound of full duplication with verify before use is max(1, 2M / (M + K - 1)): every worker computes two stages, and only
 the fill and drain of the pipeline is free to hide the second. Virtual time: a forward pass 50 ms, links of 1 ms and 1 Gbit/s
-(the defaults of [cluster]). "On paper" is a greedy list scheduling of the same work without messages. Wall time runs all
-stages one after another on one core, so there the work itself shows: clean K stages, defended 2K - 2.
+(the defaults of [cluster]). "On paper" is a greedy list scheduling of the same work without messages. The time of one core
+(processor time, since machines are shared) is that of all stages one after another, so there the work itself shows: clean K
+stages, defended 2K - 2.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def predicted(schedule: str, micro_batches: int) -> float:
 
 
 def measure(defence: str, schedule: str, micro_batches: int, steps: int) -> tuple[float, float, float]:
-    """Virtual seconds, wall seconds and megabytes a step, after one step of warm-up."""
+    """Virtual seconds, processor seconds and megabytes a step, after one step of warm-up."""
     job = job_of(
         f"model.name=gpt2:layers={STAGES},width=64,heads=4",
         f"pipeline.stages={STAGES}",
@@ -45,10 +46,10 @@ def measure(defence: str, schedule: str, micro_batches: int, steps: int) -> tupl
     )
     cluster = start(job)
     cluster.run_step(0)
-    virtual, wall, sent = cluster.launcher.now, time.perf_counter(), cluster.transport.traffic.bytes_sent
+    virtual, began, sent = cluster.launcher.now, time.process_time(), cluster.transport.traffic.bytes_sent
     for step in range(1, steps + 1):
         cluster.run_step(step)
-    elapsed = time.perf_counter() - wall
+    elapsed = time.process_time() - began
     megabytes = (cluster.transport.traffic.bytes_sent - sent) / 1e6
     return (cluster.launcher.now - virtual) / steps, elapsed / steps, megabytes / steps
 
@@ -69,7 +70,7 @@ def main() -> None:
             figures = [f"{clean[0]:.2f} s", f"{held[0]:.2f} s", f"{ratios[0]:.2f}x"]
             figures += [f"{predicted(schedule, micro_batches):.2f}x", f"{bound:.2f}x"]
             rows.append([f"{micro_batches}", schedule, *figures, f"{ratios[1]:.2f}x", f"{ratios[2]:.2f}x"])
-    header = ["M", "schedule", "clean step", "defended step", "virtual", "on paper", "bound", "wall on one core", "bytes"]
+    header = ["M", "schedule", "clean step", "defended step", "virtual", "on paper", "bound", "time of one core", "bytes"]
     show(f"Cost of detection, K = {STAGES}", header, rows)
 
 

@@ -27,7 +27,7 @@ from holdfast.verify.referee import judge
 from holdfast.verify.spotcheck import escape
 
 PATIENCE = 2
-"""How often everything is asked for before who has not opened it is guilty."""
+"""How often everything is asked for, within one deadline, before who has not opened it is guilty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,5 +231,6 @@ class Inspector:
         return [] if now is None else [Envelope(COORDINATOR, CHECKER, self._court.case(now, k, closed=True)) for k in late]
 
     def _arm(self, keys: list[ClaimKey]) -> None:
+        patience_s = (self._policy.deadline_s + self._policy.transfer_s) / PATIENCE
         for step, stage in dict.fromkeys((key.step, key.stage) for key in keys):
-            self.timers.append((("opening", step, stage), self._policy.deadline_s + self._policy.transfer_s))
+            self.timers.append((("opening", step, stage), patience_s))

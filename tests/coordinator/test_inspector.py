@@ -212,6 +212,16 @@ def test_who_does_not_open_is_guilty(world):
     assert w.coordinator.inspector.rewind.version == 0
 
 
+def test_both_times_are_within_one_deadline(world):
+    w = world(alone=True, inspection=checking(steps=1.0))
+    w.withheld = lambda key: key.stage == 2
+    w.begin()
+    while not w.coordinator.idle():
+        w.deliver()
+    waits = [seconds for token, seconds in w.timers + w.coordinator.pending_timers() if token == ("opening", 0, 2)]
+    assert waits == [10.0 / 2], "of the policy's ten seconds"
+
+
 def test_where_a_tensor_is_missing_its_author_is_guilty(world):
     w = world(alone=True, inspection=checking(steps=1.0))
     w.withheld = lambda key: key.stage == 2

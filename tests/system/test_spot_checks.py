@@ -96,9 +96,10 @@ def test_a_liar_is_caught_within_some_steps_and_its_lies_are_undone() -> None:
 
 def test_who_will_not_open_its_state_is_guilty_of_the_update_that_made_it() -> None:
     """The hidden update was signed honestly; the state that was sealed exists nowhere any more, the one before it does."""
-    _, told = run(defence="spot-check", check_steps=1.0, attack="wrong-update,mode=secret,worker=w2,first_step=3")
+    result, told = run(defence="spot-check", check_steps=1.0, attack="wrong-update,mode=secret,worker=w2,first_step=3")
     reasons = {event.reason for event in told.of(Ruling)}
     assert {"state", "unopened"} <= reasons
+    assert 30 < result.virtual_seconds < 60, "it is asked twice within one deadline"
     assert [event.version for event in told.of(RolledBack)] == [3]
 
 
