@@ -2,9 +2,9 @@
 
     python benchmarks/wire_dtype.py                 K = 6, width 64, 4 x 4 x 64 tokens a step, three seeds
 
-Bytes are those of whole frames, headers included: of one step in its steady state, without the states that are handed out at the
-start. Perplexity is that of the finished model, evaluated in one piece, with nothing packed. Defences change no bit of it, so the
-training runs go without.
+Bytes are those of whole frames, headers included, of the second step; the states that are handed out at the start are not in
+it. Perplexity is that of the finished model, evaluated in one piece, with nothing packed. Defences change no bit of it, so
+these runs go without.
 """
 
 from __future__ import annotations
@@ -67,7 +67,15 @@ def main() -> None:
                 cells.append(f"{size:,} ({plain / size:.2f}x)")
         found = [perplexity(wire, seed, options.steps) for seed in range(options.seeds)]
         rows.append([*cells, ", ".join(f"{value:.2f}" for value in found), f"{statistics.mean(found):.2f}"])
-    header = ["wire", "claims, no defence", "all, no defence", "claims, duplicate", "all, duplicate", "perplexity by seed", "mean"]
+    header = [
+        "wire",
+        "claims, no defence",
+        "all, no defence",
+        "claims, duplicate",
+        "all, duplicate",
+        "perplexity by seed",
+        "mean",
+    ]
     show("Bytes a step and perplexity by wire dtype", header, rows)
 
 

@@ -9,6 +9,7 @@ from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import same_bytes, tensor_digest
 from holdfast.inbox import Boundary, Inbox
 from holdfast.message import Complaint
+from holdfast.quantise import pack, packed_shape
 
 KEY = ClaimKey(3, 1, Direction.FORWARD, 1, 0)
 TRUE = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -205,3 +206,25 @@ def test_a_ruling_against_the_own_output_is_what_headers_name():
     box.own(claim(FALSE))
     assert box.rule(KEY, RULING) == []
     assert box.digest(KEY) == RULING
+
+
+PACKED = pack(TRUE, torch.int8)
+SHAPED_LIKE_IT = {
+    "as computed": TRUE,
+    "another width": torch.zeros(2, 3, 4, dtype=torch.int8),
+    "another dtype": torch.zeros(2, 3, 8),
+    "one long row": PACKED.reshape(1, 1, 48),
+    "nothing": torch.zeros(0, dtype=torch.int8),
+}
+
+
+@pytest.mark.parametrize("tensor", SHAPED_LIKE_IT.values(), ids=SHAPED_LIKE_IT)
+@pytest.mark.parametrize("checked", [True, False])
+def test_where_tensors_are_packed_only_packed_ones_fit(tensor, checked):
+    box = Inbox(Boundary(packed_shape((2, 3, 4), torch.int8), torch.int8), checked=checked)
+    box.begin(3, 1)
+    assert box.deliver("w1", claim(tensor)) == [Complaint(KEY, "w1", b"")]
+    assert box.deliver("w1", claim(PACKED, origin=tensor)) == [Complaint(KEY, "w1", b"")]
+    assert box.deliver("w1", claim(PACKED)) == []
+    box.rule(KEY, tensor_digest(PACKED))
+    assert same_bytes(box.tensor(KEY), PACKED)

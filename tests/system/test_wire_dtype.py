@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from holdfast.attacks import ATTACKS, Attack
+from holdfast.attacks.lie import Backstage, Lie, with_header
 from holdfast.claim import Claim, Direction
 from holdfast.cluster import Cluster, Deployment
+from holdfast.digest import tensor_digest
 from holdfast.engine import MemoryEngine
 from holdfast.errors import ConfigError
 from holdfast.event import SpotChecked
+from holdfast.message import Envelope
 from holdfast.transport.wire import wire_bytes
 
 PACKED = ("bfloat16", "int8")
@@ -155,6 +160,36 @@ def boundary_bytes(lab: Any, wire: str | None) -> int:
     assert cluster.run_step(0) is None
     assert found
     return sum(found)
+
+
+class Hostile(Lie):
+    """Bytes that no packing makes: this scale for every row, codes that run through all there are."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(direction="both")
+        self.scale = scale
+
+    def rewrite(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
+        honest = backstage.honest
+        assert honest is not None
+        told = (torch.arange(honest.numel()) % 256 - 128).to(torch.int8).reshape(honest.shape)
+        told[..., -4:] = torch.tensor([self.scale]).view(torch.int8)
+        backstage.record("output", tensor_digest(honest), tensor_digest(told))
+        lying = with_header(envelope, lambda header: replace(header, output=tensor_digest(told) if header.output else b""))
+        claim = lying.message
+        return [replace(lying, message=replace(claim, tensor=told)) if isinstance(claim, Claim) else lying]
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("nan"), -1.0, 0.0])
+def test_bytes_that_no_packing_makes_break_nobody(lab: Any, scale: float) -> None:
+    attack = {"attack": "sign-flip,stages=2", "wire_dtype": "int8"}
+    check_undone(lab, lab.run({0: Hostile(scale)}, **attack))
+    believed = lab.run({0: Hostile(scale)}, **attack, defence="none")
+    assert believed.missed > 0
+    with pytest.raises(
+        AssertionError, match="spot checks found that w2 lied from step 0 on"
+    ):  # the lab goes back to no checkpoint
+        lab.run({0: Hostile(scale)}, **attack, defence="statistics", check_steps=1.0)
 
 
 @pytest.mark.parametrize("wire", PACKED)
