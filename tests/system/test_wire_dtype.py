@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from holdfast import Experiment
 from holdfast.attacks import ATTACKS, Attack
 from holdfast.attacks.lie import Backstage, Lie, with_header
 from holdfast.claim import Claim, Direction
@@ -171,7 +172,8 @@ class Hostile(Lie):
 
     def rewrite(self, envelope: Envelope, backstage: Backstage) -> Sequence[Envelope]:
         honest = backstage.honest
-        assert honest is not None
+        if honest is None:  # whoever holds the neighbour too sends nobody a tensor
+            return [envelope]
         told = (torch.arange(honest.numel()) % 256 - 128).to(torch.int8).reshape(honest.shape)
         told[..., -4:] = torch.tensor([self.scale]).view(torch.int8)
         backstage.record("output", tensor_digest(honest), tensor_digest(told))
@@ -186,10 +188,16 @@ def test_bytes_that_no_packing_makes_break_nobody(lab: Any, scale: float) -> Non
     check_undone(lab, lab.run({0: Hostile(scale)}, **attack))
     believed = lab.run({0: Hostile(scale)}, **attack, defence="none")
     assert believed.missed > 0
-    with pytest.raises(
-        AssertionError, match="spot checks found that w2 lied from step 0 on"
-    ):  # the lab goes back to no checkpoint
-        lab.run({0: Hostile(scale)}, **attack, defence="statistics", check_steps=1.0)
+
+
+def test_bytes_that_no_packing_makes_are_watched_and_spot_checked() -> None:
+    small = {"model": "gpt2:layers=6,width=16,heads=2", "data": "synthetic", "seq_length": 8, "vocabulary": 300, "steps": 3}
+    settings = {**small, "micro_batches": 2, "micro_batch_size": 2, "wire_dtype": "int8", "defence": "statistics"}
+    clean = Experiment(**settings).run()
+    result = Experiment(**settings, check_steps=1.0, attack={"spec": Hostile(float("inf")), "stages": (2,)}).run()
+    assert result.weights_digest == clean.weights_digest
+    assert result.attacked_claims > 0
+    assert (result.missed, result.false_alarms) == (0, 0)
 
 
 @pytest.mark.parametrize("wire", PACKED)
