@@ -12,14 +12,18 @@ import torch
 from holdfast import Experiment
 from holdfast.attacks import ATTACKS, Attack
 from holdfast.attacks.lie import Backstage, Lie, with_header
+from holdfast.blueprint import Bounds, Builder, blueprint_of
 from holdfast.claim import Claim, Direction
-from holdfast.cluster import Cluster, Deployment
+from holdfast.cluster import Cluster, Deployment, arithmetics
 from holdfast.digest import tensor_digest
 from holdfast.engine import MemoryEngine
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, ProtocolError
 from holdfast.event import SpotChecked
+from holdfast.likeness import likeness_of
 from holdfast.message import Envelope
 from holdfast.transport.wire import wire_bytes
+from holdfast.verify.calibration import Calibration
+from holdfast.verify.statistics import Monitor
 
 PACKED = ("bfloat16", "int8")
 ON_TENSORS = [name for name, kind in ATTACKS.items() if issubclass(kind, Attack)]
@@ -201,13 +205,23 @@ def test_bytes_that_no_packing_makes_are_watched_and_spot_checked() -> None:
 
 
 @pytest.mark.parametrize("wire", PACKED)
-def test_between_unlike_arithmetics_it_is_refused(lab: Any, wire: str) -> None:
-    from holdfast.cluster import arithmetics
-    from holdfast.likeness import likeness_of
+def test_statistics_are_those_of_the_numbers(lab: Any, monkeypatch: pytest.MonkeyPatch, wire: str) -> None:
+    seen: list[tuple[torch.dtype, int]] = []
+    monkeypatch.setattr(Monitor, "observe", lambda _self, _name, tensor: seen.append((tensor.dtype, tensor.shape[-1])))
+    lab.run(wire_dtype=wire, defence="statistics", steps=1)
+    assert set(seen) == {(torch.float32, 16)}
 
+
+@pytest.mark.parametrize("wire", PACKED)
+def test_between_unlike_arithmetics_it_is_refused(lab: Any, wire: str) -> None:
     numerics = ["native", "split-sums", "native", "native", "native", "native"]
     config = lab.config(wire_dtype=wire, cluster={"numerics": numerics})
-    with pytest.raises(ConfigError, match=f"wire_dtype {wire} with a float32 model"):
-        likeness_of(lab.job(config), arithmetics(config))
+    for calibration in (None, Calibration(8.0, {})):
+        with pytest.raises(ConfigError, match=f"wire_dtype {wire} with a float32 model"):
+            likeness_of(lab.job(config), arithmetics(config), calibration)
+    bounds = Bounds(classes={}, calibration="", drift_factor=2.0)
+    blueprint = blueprint_of(lab.job(config), "run", arithmetics(config), None).model_copy(update={"bounds": bounds})
+    with pytest.raises(ProtocolError, match=f"wire_dtype {wire} with a float32 model"):
+        Builder.unfold(blueprint, "cpu")
     alike = lab.config(wire_dtype=wire, cluster={"numerics": ["split-sums"] * 6})
     assert likeness_of(lab.job(alike), arithmetics(alike)) is None
