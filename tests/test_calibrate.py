@@ -149,3 +149,9 @@ def test_experts_are_chosen_by_jumps() -> None:
     job = job_of()
     job = replace(job, source=replace(job.source, config=prepare_config(config)))
     assert "num_experts" in (why_it_jumps(job) or "")
+
+
+def test_packed_tensors_jump_and_are_refused() -> None:
+    pipeline = {"stages": 4, "micro_batches": 2, "micro_batch_size": 2, "wire_dtype": "int8"}
+    with pytest.raises(ConfigError, match="rounding jumps at ties"):
+        calibrate_job(job_of(pipeline=pipeline), arithmetics_of("float32"))

@@ -9,6 +9,7 @@ from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import same_bytes, tensor_digest
 from holdfast.inbox import Boundary, Inbox
 from holdfast.message import Complaint
+from holdfast.quantise import pack, packed_shape
 
 KEY = ClaimKey(3, 1, Direction.FORWARD, 1, 0)
 TRUE = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -223,3 +224,25 @@ def test_a_signed_contradiction_is_told_of_even_where_it_does_no_harm(order, sig
                 told += box.deliver("w1" if word == "false" else "w2", claim() if word == "true" else false)
     assert same_bytes(box.tensor(KEY), TRUE)
     assert told == ([Complaint(KEY, "w1", tensor_digest(FALSE), false.header)] if signed else [])
+
+
+PACKED = pack(TRUE, torch.int8)
+SHAPED_LIKE_IT = {
+    "as computed": TRUE,
+    "another width": torch.zeros(2, 3, 4, dtype=torch.int8),
+    "another dtype": torch.zeros(2, 3, 8),
+    "one long row": PACKED.reshape(1, 1, 48),
+    "nothing": torch.zeros(0, dtype=torch.int8),
+}
+
+
+@pytest.mark.parametrize("tensor", SHAPED_LIKE_IT.values(), ids=SHAPED_LIKE_IT)
+@pytest.mark.parametrize("checked", [True, False])
+def test_where_tensors_are_packed_only_packed_ones_fit(tensor, checked):
+    box = Inbox(Boundary(packed_shape((2, 3, 4), torch.int8), torch.int8), checked=checked)
+    box.begin(3, 1)
+    assert box.deliver("w1", claim(tensor)) == [Complaint(KEY, "w1", b"")]
+    assert box.deliver("w1", claim(PACKED, origin=tensor)) == [Complaint(KEY, "w1", b"")]
+    assert box.deliver("w1", claim(PACKED)) == []
+    box.rule(KEY, tensor_digest(PACKED))
+    assert same_bytes(box.tensor(KEY), PACKED)

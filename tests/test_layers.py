@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "holdfast"
 
-WORDS = {"claim", "route", "errors", "seeds", "config", "message", "event", "digest", "atomic", "plugins", "plain"}
+WORDS = {"claim", "route", "errors", "seeds", "config", "message", "event", "digest", "atomic", "plugins", "plain", "quantise"}
 MACHINE = {"partition", "schedule", "transport", "launch"}
 TRUST = {"verify", "recover", "evidence", "privacy"}
 ADVERSARY = {"attacks", "faults"}

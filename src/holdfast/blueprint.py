@@ -21,11 +21,12 @@ from holdfast.errors import ConfigError, HoldfastError, ProtocolError
 from holdfast.execution import StageExecution, StepShape
 from holdfast.inbox import Boundary
 from holdfast.job import DTYPES, Job
-from holdfast.likeness import Extent, Likeness, likeness_from
+from holdfast.likeness import Extent, Likeness, likeness_from, refuse_packing
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import AdamW
 from holdfast.partition import Lora, Plan, StageModule, plan_from, prepare_config
 from holdfast.partition.source import config_from_keys
+from holdfast.quantise import Packing, packing_of
 from holdfast.schedule import SCHEDULES, Action, in_flight_limit
 from holdfast.stage import Batch, Terms, unsigned
 from holdfast.verify.calibration import from_toml
@@ -180,7 +181,7 @@ class Builder:
         module.train(told.dropout > 0)
         shape = StepShape(told.pipeline.micro_batches, told.dropout_seed, compared=told.shadowed or not told.checked)
         arithmetic = resolve_arithmetic(told.arithmetics.get(worker, "native"))
-        return StageExecution(module, AdamW(told.optimizer), shape, arithmetic)
+        return StageExecution(module, AdamW(told.optimizer), shape, arithmetic, self._packing)
 
     def _terms(self, sign: Sign) -> Terms:
         told = self.blueprint
@@ -200,7 +201,12 @@ class Builder:
     def _boundary(self) -> Boundary:
         told = self.blueprint
         shape = told.pipeline.micro_batch_size, told.sequence_length, self.plan.width
-        return Boundary(shape, DTYPES[told.dtype], 4 * told.pipeline.stages * told.pipeline.micro_batches)
+        waiting = 4 * told.pipeline.stages * told.pipeline.micro_batches
+        return Boundary(self._packing.shape(shape), self._packing.wire, waiting)
+
+    @property
+    def _packing(self) -> Packing:
+        return packing_of(DTYPES[self.blueprint.dtype], self.blueprint.pipeline.wire_dtype)
 
 
 def actions(pipeline: PipelineConfig, stage: int) -> list[Action]:
@@ -213,6 +219,7 @@ def _likeness(blueprint: Blueprint) -> Likeness | None:
     given = blueprint.bounds
     if given is None:
         return None
+    refuse_packing(packing_of(DTYPES[blueprint.dtype], blueprint.pipeline.wire_dtype))
     extent = Extent(DTYPES[blueprint.dtype], blueprint.steps, given.drift_factor)
     try:
         return likeness_from(from_toml(given.calibration), given.classes, blueprint.optimizer, extent)

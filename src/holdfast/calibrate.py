@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from holdfast.errors import ConfigError
 from holdfast.implied import implied_by
 from holdfast.job import Job
+from holdfast.likeness import refuse_packing
 from holdfast.numerics import Arithmetic, numerics_class, pinned
 from holdfast.partition.skeleton import skeleton
 from holdfast.rehearsal import Accounts, Rehearsal, Result
@@ -34,8 +35,10 @@ _ROUTED = ("num_experts", "num_local_experts", "n_routed_experts")
 def calibrate_job(job: Job, arithmetics: Sequence[Arithmetic], *, steps: int = STEPS, margin: float = MARGIN) -> Calibration:
     """The bounds between every two of `arithmetics`, for every middle stage and direction of the job's plan.
 
-    Raises ConfigError where there is nothing to compare, or where two arithmetics are too far apart to check one another.
+    Raises ConfigError where there is nothing to compare, or where two arithmetics are too far apart to check one another,
+    or where tensors are packed.
     """
+    refuse_packing(job.packing)
     jumps = why_it_jumps(job)
     if jumps is not None:
         raise ConfigError(f"{jumps}. Give the two holders of each stage one numerics class")

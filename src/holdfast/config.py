@@ -22,6 +22,7 @@ from holdfast.plain import from_toml
 
 Schedule = Literal["gpipe", "1f1b"]
 Engine = Literal["memory", "processes", "ray"]
+WireDtype = Literal["float32", "bfloat16", "int8"]
 Defence = Literal["none", "duplicate", "duplicate-only", "spot-check", "statistics"]
 BanPolicy = Literal["never", "quarantine", "ban"]
 
@@ -60,6 +61,7 @@ class PipelineConfig(Section):
     schedule: Schedule = "1f1b"
     costs: Literal["estimated", "measured"] = Field("estimated", description="how the stages are cut; a measured cut may vary")
     engine: Engine = "memory"
+    wire_dtype: WireDtype | None = Field(None, description="what tensors between stages are packed to; None: the model's dtype")
 
 
 class OptimizerConfig(Section):

@@ -22,6 +22,7 @@ from holdfast.digest import tensors_digest
 from holdfast.numerics import NATIVE, Arithmetic
 from holdfast.optimizer import AdamW, Moments
 from holdfast.partition import StageModule
+from holdfast.quantise import AS_COMPUTED, Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,20 @@ class Gradient:
 class StageExecution:
     """A stage's module with its optimizer state; `step` scratch is dropped by `begin`, sealed state only by `seal`.
 
-    Not thread-safe. Tensors given and returned are never modified afterwards, by either side.
+    Not thread-safe. Tensors given and returned are never modified afterwards, by either side. Those that go between stages are
+    packed (holdfast.quantise) on both sides: [B, S, D] below means as it travels, and computed is from what it stands for.
     """
 
-    def __init__(self, module: StageModule, optimizer: AdamW, shape: StepShape, arithmetic: Arithmetic = NATIVE) -> None:
+    def __init__(
+        self,
+        module: StageModule,
+        optimizer: AdamW,
+        shape: StepShape,
+        arithmetic: Arithmetic = NATIVE,
+        packing: Packing = AS_COMPUTED,
+    ) -> None:
         self.module = module
+        self.packing = packing
         self._arithmetic = arithmetic
         self._optimizer = optimizer
         self._shape = shape
@@ -130,16 +140,16 @@ class StageExecution:
     def forward(self, micro_batch: int, inputs: Tensor) -> Tensor:
         """Hidden states [B, S, D] from tokens [B, S] (first stage) or hidden states; the last stage gives logits [B, S, V]."""
         inputs = inputs.to(self._device)
-        if inputs.is_floating_point():
-            inputs = inputs.detach().requires_grad_(True)
+        if not self.module.first:
+            inputs = self._read(inputs)
         with self._arithmetic.computing(), self._dropout(micro_batch):
             output: Tensor = self.module(inputs)
         self._graphs[micro_batch] = (inputs, output)
-        return output.detach()
+        return output.detach() if self.module.last else self.packing.pack(output.detach())
 
     def loss(self, micro_batch: int, inputs: Tensor, labels: Tensor) -> float:
         """The last stage's forward pass: mean cross-entropy of `labels` [B, S], nats a token, in fp32."""
-        inputs = inputs.to(self._device).detach().requires_grad_(True)
+        inputs = self._read(inputs.to(self._device))
         with self._arithmetic.computing(), self._dropout(micro_batch):
             logits = self.module(inputs)
             loss = cross_entropy(logits, labels.to(self._device))
@@ -158,7 +168,7 @@ class StageExecution:
         wanted = list(self._trainable.values())
         head = self._tied if self.tied_name is not None else None
         extra = [tensor for tensor in (head, inputs) if tensor is not None and tensor.requires_grad]
-        gradient = None if gradient is None else gradient.to(self._device)
+        gradient = None if gradient is None else self.packing.unpack(gradient.to(self._device))
         with self._arithmetic.computing():
             found = list(torch.autograd.grad(output, [*wanted, *extra], gradient, materialize_grads=True))
         gradients, rest = found[: len(wanted)], found[len(wanted) :]
@@ -168,7 +178,11 @@ class StageExecution:
         self._accumulate(micro_batch, gradients)
         of_inputs = rest.pop() if inputs.requires_grad else None
         of_head = rest.pop() if rest else None
-        return (None if of_inputs is None else of_inputs.contiguous()), of_head
+        return (None if of_inputs is None else self.packing.pack(of_inputs.contiguous())), of_head
+
+    def _read(self, packed: Tensor) -> Tensor:
+        """What hidden states stand for, as the leaf of a graph: their gradient is that of the unpacked numbers."""
+        return self.packing.unpack(packed).detach().requires_grad_(True)
 
     @property
     def complete(self) -> bool:

@@ -25,7 +25,7 @@ from holdfast.verify.verdict import Accepted, Rejected
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What every tensor between two stages looks like: [B, S, D] of one dtype."""
+    """What every tensor between two stages looks like: [B, S, D] of one dtype, or as `holdfast.quantise` packs that."""
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
@@ -119,7 +119,7 @@ class Inbox:
         return self._usable.get(key)
 
     def tensor(self, key: ClaimKey) -> Tensor | None:
-        """Its tensor [B, S, D]."""
+        """Its tensor [B, S, D], packed as it came."""
         claim = self._usable.get(key)
         return None if claim is None else claim.tensor
 

@@ -17,6 +17,7 @@ from holdfast.errors import ConfigError, SetupError
 from holdfast.partition import Lora, ModelSource, Plan, describe, initial_weights, make_plan
 from holdfast.partition.memory import Batch, WorkerMemory, available_memory, check_memory, memory_per_worker
 from holdfast.partition.scratch import SCRATCH_KINDS
+from holdfast.quantise import Packing, packing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,11 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.config.model.dtype]
+
+    @property
+    def packing(self) -> Packing:
+        """How tensors between stages travel."""
+        return packing_of(self.dtype, self.config.pipeline.wire_dtype)
 
     @property
     def lora(self) -> Lora | None:
@@ -101,7 +107,7 @@ def check_fits(job: Job) -> None:
 def memory_needs(job: Job) -> tuple[WorkerMemory, ...]:
     """What each worker must hold under the job's defence, one entry a stage."""
     config, pipeline = job.config, job.config.pipeline
-    batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype)
+    batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype, job.packing.wire)
     return memory_per_worker(job.plan, batch, shadows=config.shadowed, window=config.window)
 
 

@@ -16,6 +16,7 @@ from holdfast.claim import Direction
 from holdfast.config import OptimizerConfig
 from holdfast.errors import ConfigError
 from holdfast.numerics import numerics_class, resolve_arithmetic
+from holdfast.quantise import Packing
 from holdfast.route import Route
 from holdfast.verify.calibration import Calibration, from_toml
 from holdfast.verify.resync import Budget, Formula
@@ -70,6 +71,7 @@ def likeness_of(job: Job, arithmetics: Mapping[str, str], calibration: Calibrati
     ways = [resolve_arithmetic(name) for name in dict.fromkeys(arithmetics.values())]
     if len(ways) < 2:
         return None
+    refuse_packing(job.packing)
     by_name = {way.name: str(numerics_class(way, job.dtype, job.config.model.device)) for way in ways}
     table = calibrate_job(job, ways) if calibration is None else calibration
     steps = job.config.training.steps
@@ -80,6 +82,19 @@ def likeness_of(job: Job, arithmetics: Mapping[str, str], calibration: Calibrati
             for direction in Direction:
                 found.bounds(stage, direction, one, other)
     return found
+
+
+def refuse_packing(packing: Packing) -> None:
+    """Raise ConfigError where tensors are packed: next to a tie, numbers a rounding apart become whole units apart."""
+    if packing.changes:
+        raise ConfigError(
+            f"wire_dtype {_name(packing.wire)} with a {_name(packing.model)} model, between holders of unlike arithmetic: "
+            "rounding jumps at ties, so no bound holds for what they pack; leave wire_dtype out, or give all one numerics class"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +110,7 @@ def likeness_from(table: Calibration, classes: Mapping[str, str], optimizer: Opt
     """The likeness of members in these `classes`, whose bounds are those of `table`."""
     from holdfast.implied import implied_by
 
-    dtype = str(extent.dtype).removeprefix("torch.")
+    dtype = _name(extent.dtype)
 
     def bounds(stage: int, direction: Direction, one: str, other: str) -> Bound:
         return table.bound_for(stage, dtype, one, other, direction)

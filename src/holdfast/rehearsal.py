@@ -34,8 +34,8 @@ T = TypeVar("T")
 class Accounts:
     """What each arithmetic, by name, makes of one claim.
 
-    A tensor [B, S, D] where the direction is FORWARD or BACKWARD, the norms of the parameters for GRADIENT, a Candidate for
-    UPDATE; then `before` is the sealed state that it was made from, and `rate` the learning rate.
+    A tensor [B, S, D], packed as it travels, where the direction is FORWARD or BACKWARD, the norms of the parameters for
+    GRADIENT, a Candidate for UPDATE; then `before` is the sealed state that it was made from, and `rate` the learning rate.
     """
 
     step: int
@@ -164,7 +164,8 @@ class Rehearsal:
     def _execution(self, module: StageModule) -> StageExecution:
         config = self._job.config
         seed = seeds.derive(config.training.seed, "dropout") if config.model.dropout else None
-        return StageExecution(module, AdamW(config.optimizer), StepShape(config.pipeline.micro_batches, seed))
+        shape = StepShape(config.pipeline.micro_batches, seed)
+        return StageExecution(module, AdamW(config.optimizer), shape, packing=self._job.packing)
 
 
 def _forward(m: int, inputs: Tensor) -> Callable[[StageExecution], Tensor]:

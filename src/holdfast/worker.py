@@ -276,7 +276,8 @@ class Worker:
         for parent in parents(work.key, self._route):
             tensor = self._inbox.tensor(parent)
             if parent.direction is work.key.direction and tensor is not None:
-                odd = self._monitor.observe((parent.direction, parent.stage), tensor)
+                numbers = self.seats[work.stage].execution.packing.unpack(tensor)
+                odd = self._monitor.observe((parent.direction, parent.stage), numbers)
                 flags += [] if odd is None else [Envelope(self.name, COORDINATOR, Flag(parent, odd.statistic, odd.value))]
         return flags
 

@@ -43,6 +43,20 @@ def test_json_has_the_keys_of_the_contract_and_the_directory_its_files(holdfast,
     assert json.loads(again.out)["weights_digest"] == result["weights_digest"], "config.toml repeats the run"
 
 
+def test_the_wire_dtype_by_option_and_by_file_is_one_run(holdfast, tmp_path: Path) -> None:
+    plain = train(holdfast, "--steps", "2", "--out", str(tmp_path / "plain"))
+    packed = train(holdfast, "--steps", "2", "--wire-dtype", "int8", "--out", str(tmp_path / "packed"))
+    assert packed["weights_digest"] != plain["weights_digest"]
+    assert packed["bytes_sent"] < plain["bytes_sent"]
+    assert 'wire_dtype = "int8"' in (tmp_path / "packed/config.toml").read_text()
+    assert "wire_dtype =" not in (tmp_path / "plain/config.toml").read_text()
+    again = holdfast("train", str(tmp_path / "packed/config.toml"), "--out", str(tmp_path / "again"), "--json", "-q")
+    assert json.loads(again.out)["weights_digest"] == packed["weights_digest"]
+    refused = holdfast("train", *SMALL, "--wire-dtype", "int4", "--out", str(tmp_path / "refused"))
+    assert refused.code == 2
+    assert "'float32', 'bfloat16' or 'int8'" in refused.err
+
+
 def test_an_attack_is_caught_and_named(holdfast, tmp_path: Path) -> None:
     clean = train(holdfast, "--steps", "2", "--out", str(tmp_path / "clean"))
     words = ("--attack", "sign-flip", "--rate", "1.0", "--attack-stages", "1", "--out", str(tmp_path / "attacked"))

@@ -75,7 +75,7 @@ def toy(suite: Any) -> Any:
 def states(toy: Any) -> st.SearchStrategy[StageState]:
     """The states of the toy with something wrong, or nothing."""
     shapes = st.sampled_from([(4, 4), (5, 4), (4,), (), (0, 4), (1, 1, 1, 1), (4, 5)])
-    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64])
+    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int8])
     tensors = st.builds(lambda shape, dtype: torch.zeros(shape, dtype=dtype), shapes, dtypes)
     names = st.sampled_from(["w0", "w1", "w2", "w3", "head", "", "w1.exp_avg", "w1.exp_avg_sq", "\x00"])
     junk = st.dictionaries(names, tensors, max_size=3)

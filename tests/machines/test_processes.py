@@ -38,6 +38,15 @@ def test_attacked_and_crashed_processes_give_the_result_of_memory(tmp_path: Path
     assert not _children(), "a worker's process was left behind"
 
 
+@pytest.mark.timeout(120)
+def test_packed_tensors_between_processes(tmp_path: Path) -> None:
+    packed = {"wire_dtype": "int8", "steps": 3}
+    got = Experiment(SMALL, **packed, attack=["sign-flip,rate=1.0"], engine="processes", out=str(tmp_path / "run")).run()
+    assert got.weights_digest == Experiment(SMALL, **packed).run().weights_digest
+    assert got.attacked_claims == got.detected > 0
+    assert got.false_alarms == 0
+
+
 def test_an_attack_that_is_an_object_is_refused(tmp_path: Path) -> None:
     from holdfast.attacks.tensors import SignFlip
 

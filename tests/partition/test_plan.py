@@ -135,6 +135,19 @@ def test_memory_is_32_bytes_a_parameter_and_24_more_until_the_seal() -> None:
     assert half.total_bytes * 2 == need.total_bytes
 
 
+def test_tensors_in_flight_count_as_they_travel() -> None:
+    plan = make_plan(describe("llama:layers=8,width=32", vocabulary=64).config, 4)
+    plain, same, half, bytes_ = (
+        memory_per_worker(plan, Batch(4, 2, 8, wire=wire), window=3)[2]
+        for wire in (None, torch.float32, torch.bfloat16, torch.int8)
+    )
+    unpacked = 2 * 4 * (2 * 8 * 32 * 4)  # the inputs of both seats, for their backward passes
+    assert same == plain
+    assert half.boundary_bytes == plain.boundary_bytes // 2 + unpacked
+    assert bytes_.boundary_bytes == 7 * 4 * (2 * 8 * (32 + 4)) + unpacked
+    assert plain.window_bytes - half.window_bytes == 3 * 2 * 2 * 4 * (2 * 8 * 32 * 2)
+
+
 def test_adapters_need_little_state() -> None:
     config = describe("llama:layers=4,width=32", vocabulary=64).config
     full, adapted = (memory_per_worker(make_plan(config, 4, lora=lora), Batch()) for lora in (None, Lora(2)))

@@ -66,7 +66,7 @@ class Collusion(Lie):
             return output
         if work.key not in self._story:
             self._story = {key: told for key, told in self._story.items() if key.step == work.key.step}
-            self._story[work.key] = forged(self._attack, output, backstage.scene)
+            self._story[work.key] = forged(self._attack, output, backstage)
         story = self._story[work.key]
         backstage.record("output", tensor_digest(output), tensor_digest(story))
         backstage.ledger.believe(backstage.scene.worker, work.key)

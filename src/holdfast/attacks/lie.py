@@ -25,6 +25,7 @@ from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.digest import tensor_digest
 from holdfast.errors import ConfigError
 from holdfast.message import Envelope, Work
+from holdfast.quantise import AS_COMPUTED, Packing
 from holdfast.route import Route
 
 
@@ -33,8 +34,8 @@ class Backstage:
     """What a lie may look at and touch: the scene, the route, the own stage (an execution, None where not reachable).
 
     `honest` is the tensor of the claim where one is leaving now. `struck` says whether the campaign strikes here (around the
-    own work and for own claims it always does). `sign` is the worker's own hand; `idle` tells whether the honest worker has
-    nothing to do but wait.
+    own work and for own claims it always does). `packing` is how tensors travel: `honest` is packed, those of the scene are
+    not. `sign` is the worker's own hand; `idle` tells whether the honest worker has nothing to do but wait.
     """
 
     scene: Scene
@@ -43,6 +44,7 @@ class Backstage:
     ledger: Ledger
     honest: Tensor | None = None
     struck: bool = True
+    packing: Packing = AS_COMPUTED
     sign: Callable[[Header], Header] = lambda header: header
     idle: Callable[[], bool] = lambda: True
 
@@ -153,24 +155,29 @@ class Forgery(Lie):
         """The input that the verifier is shown, for it to come to the forged output by honest work."""
         if origin is None:
             return None
-        shown = self.attack.pretend(origin.clone(), backstage.scene).detach()
-        _check(self.attack, "pretend", origin, shown)
-        return shown.contiguous()
+        there = backstage.packing.unpack(origin)
+        shown = self.attack.pretend(there.clone(), backstage.scene).detach()
+        _check(self.attack, "pretend", there, shown)
+        return backstage.packing.pack(shown.contiguous())
 
     def _forge(self, backstage: Backstage) -> Tensor | None:
         slot = (backstage.scene.worker, backstage.key)
         if slot not in self._forged and backstage.honest is not None:
             self._forged = {old: tensor for old, tensor in self._forged.items() if old[1].step == backstage.key.step}
-            self._forged[slot] = forged(self.attack, backstage.honest, backstage.scene)
+            self._forged[slot] = forged(self.attack, backstage.honest, backstage)
             backstage.record("output", tensor_digest(backstage.honest), tensor_digest(self._forged[slot]))
         return self._forged.get(slot)
 
 
-def forged(attack: Attack, honest: Tensor, scene: Scene) -> Tensor:
-    """What `attack` makes of `honest`, in a buffer of its own; raises ConfigError where it is of another kind."""
-    made = attack.forge(honest.clone(), scene).detach()
-    _check(attack, "forge", honest, made)
-    return made.contiguous()
+def forged(attack: Attack, honest: Tensor, backstage: Backstage) -> Tensor:
+    """What `attack` makes of `honest`, in a buffer of its own; raises ConfigError where it is of another kind.
+
+    Both are packed as they travel; the attack itself is given the numbers, and what it makes of them is packed again.
+    """
+    numbers = backstage.packing.unpack(honest)
+    made = attack.forge(numbers.clone(), backstage.scene).detach()
+    _check(attack, "forge", numbers, made)
+    return backstage.packing.pack(made.contiguous())
 
 
 def _check(attack: Attack, method: str, honest: Tensor, made: Tensor) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from holdfast.attacks.attack import FORWARD_ONLY, ON_THE_WIRE
 from holdfast.attacks.lie import Backstage, Lie, header_of, other_digest, with_header
 from holdfast.claim import Claim, Direction, Header, Role
@@ -70,7 +72,7 @@ class _OneDelivery(Lie):
         claim = envelope.message
         if not isinstance(claim, Claim) or envelope.recipient != self.victim(backstage):
             return [envelope]
-        forged = -claim.tensor
+        forged = backstage.packing.through(torch.neg, claim.tensor)
         digest = tensor_digest(forged)
         backstage.record(f"delivery to {envelope.recipient}", tensor_digest(claim.tensor), digest)
         lying = replace(claim.header, output=digest if self.header and claim.header.output else claim.header.output)

@@ -22,6 +22,7 @@ from holdfast.attacks.lie import Backstage, computing, header_of, lie_of, with_h
 from holdfast.claim import Claim, ClaimKey, Direction, Header
 from holdfast.digest import tensor_digest
 from holdfast.message import Actor, BeginStep, Envelope, NewRoute, StateTransfer, Work
+from holdfast.quantise import AS_COMPUTED, Packing
 from holdfast.route import Route
 
 
@@ -42,6 +43,7 @@ class DishonestWorker:
         self._seen: dict[ClaimKey, list[Tensor]] = {}
         self._gradients: dict[tuple[int, int], Tensor] = {}
         self._memory: dict[int, dict[str, Any]] = {}
+        self._known: Packing = AS_COMPUTED
         self.name = inner.name
 
     def __getattr__(self, attribute: str) -> Any:
@@ -164,12 +166,20 @@ class DishonestWorker:
             self._ledger,
             honest=None if claim is None else claim.tensor,
             struck=self._campaign.strikes(key, self.name),
+            packing=self._packing,
             sign=self._sign,
             idle=self._is_idle,
         )
 
     def _executions(self) -> dict[int, Any]:
         return {stage: seat.execution for stage, seat in getattr(self._inner, "seats", {}).items()}
+
+    @property
+    def _packing(self) -> Packing:
+        """How tensors travel in this run, as any stage that it holds or held knows."""
+        for execution in self._executions().values():
+            self._known = getattr(execution, "packing", self._known)
+        return self._known
 
     # -- what it has seen --------------------------------------------------------------------------------------------
 
@@ -178,7 +188,7 @@ class DishonestWorker:
         for key in [key for key in self._seen if (key.step, key.attempt) < self._moment]:
             seen = self._seen.pop(key)
             if key.direction is Direction.BACKWARD:
-                self._gradients[key.stage, key.micro_batch] = seen[0]
+                self._gradients[key.stage, key.micro_batch] = self._packing.unpack(seen[0])
         if attempt > 0:
             self._ledger.retry(self.name, step)
 
@@ -215,7 +225,7 @@ class DishonestWorker:
             if not seen:
                 return ()
             right = [tensor for tensor in seen if len(seen) > 1 and tensor_digest(tensor) in used]
-            found.append((right or seen)[0])
+            found.append(self._packing.unpack((right or seen)[0]))
         return tuple(found)
 
 

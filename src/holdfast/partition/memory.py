@@ -2,7 +2,7 @@
 
     AdamW in float32         weights 4 + gradient 4 + two moments 8 = 16 bytes a parameter, 32 for primary and shadow
     between update and seal  weights 4 + two moments 8 = 12 more for each copy, 24 for both
-    in flight                up to 7 tensors [B, S, D] for each of M micro-batches
+    in flight                up to 7 tensors [B, S, D], as they travel, for each of M micro-batches
     a window of W steps      weights 4 + two moments 8 = 12 for each copy and step, and 2 tensors for each micro-batch and stage
 
 Activations inside a stage come on top; they depend on the kernels and are not counted.
@@ -19,6 +19,7 @@ import torch
 
 from holdfast.errors import NotEnoughMemory
 from holdfast.partition.plan import Plan
+from holdfast.quantise import packed_shape
 
 BOUNDARY_TENSORS = 7
 """Boundary tensors that a worker may hold for one micro-batch."""
@@ -28,12 +29,18 @@ _LOGIT_TENSORS = 3
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """M micro-batches of B sequences of S tokens, in `dtype`."""
+    """M micro-batches of B sequences of S tokens, in `dtype`; between stages as `wire` (None: as computed)."""
 
     micro_batches: int = 4
     micro_batch_size: int = 4
     sequence_length: int = 64
     dtype: torch.dtype = torch.float32
+    wire: torch.dtype | None = None
+
+    def boundary_bytes(self, width: int) -> int:
+        """Of one tensor between two stages, as it travels."""
+        wire = self.wire or self.dtype
+        return math.prod(packed_shape((self.micro_batch_size, self.sequence_length, width), wire)) * wire.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +73,16 @@ def _need(plan: Plan, batch: Batch, stage: int, held: Sequence[int], window: int
     all_parameters = sum(plan.parameter_counts[index] for index in held)
     trained = sum(math.prod(plan.shapes[name]) for index in held for name in plan.trainable_of(index))
     tokens = batch.micro_batch_size * batch.sequence_length
-    boundary = BOUNDARY_TENSORS * batch.micro_batches * tokens * plan.width * item
+    one = batch.boundary_bytes(plan.width)
+    boundary = BOUNDARY_TENSORS * batch.micro_batches * one
+    if batch.wire not in (None, batch.dtype):  # each seat's graph keeps its input unpacked
+        boundary += len(held) * batch.micro_batches * tokens * plan.width * item
     state = item * (all_parameters + 3 * trained)
     if stage == plan.stages - 1:
         boundary += _LOGIT_TENSORS * tokens * plan.vocabulary * item
         if plan.tied is not None and stage > 0:
             state += 2 * item * math.prod(plan.shapes[plan.tied[1]])
-    kept = 3 * item * trained + 2 * len(held) * batch.micro_batches * tokens * plan.width * item
+    kept = 3 * item * trained + 2 * len(held) * batch.micro_batches * one
     shadow = held[1] if len(held) > 1 else None
     return WorkerMemory(stage, shadow, state, 3 * item * trained, boundary, window * kept)
 

@@ -47,6 +47,7 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,
     "int64": torch.int64,
+    "int8": torch.int8,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
