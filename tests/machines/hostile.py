@@ -305,6 +305,12 @@ class Infiltrated:
             self._stations[name].run()
         transport.close()
 
+    def key(self, name: str) -> bytes | None:
+        return None
+
+    def awaits(self, name: str) -> bool:
+        return True
+
     def expect(self) -> list[Endpoint]:
         return [end for name, end in self._known.items() if name not in self.banned]
 
