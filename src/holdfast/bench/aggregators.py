@@ -9,7 +9,8 @@
     centred-clipping   v + 1/n sum clip(x_j - v, tau), three times                        Karimireddy et al. 2021
     voting             the x that more than half of them are, to the byte; or none        (replicated computing)
 
-They are written out here because the library that has them, byzfl, cannot be imported without torchvision; see docs/aggregation.md.
+They are written out here because the library that has them, byzfl, cannot be imported without torchvision: see
+docs/aggregation.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from holdfast.digest import tensor_digest
 
 Aggregator = Callable[[Tensor, int], Tensor]
-"""From a stack of vectors [n, d] and the number f of liars to allow for, one vector [d]. Raises ValueError where n is too small."""
+"""From vectors [n, d] and the number f of liars to allow for, one vector [d]. Raises ValueError where n is too small."""
 
 BUCKET = 2
 CLIPPING_ROUNDS = 3
@@ -91,14 +92,14 @@ def bucketing(stack: Tensor, liars: int = 0, order: Tensor | None = None) -> Ten
 
 def buckets(stack: Tensor, order: Tensor) -> Tensor:
     """The means of buckets of BUCKET vectors in that order, the last of what is left, [ceil(n / BUCKET), d]."""
-    return torch.stack([part.mean(0) for part in stack[order].split(BUCKET)])
+    return torch.stack([part.mean(0) for part in torch.split(stack[order], BUCKET)])
 
 
 def centred_clipping(stack: Tensor, liars: int = 0, centre: Tensor | None = None, radius: float | None = None) -> Tensor:
     """Move `centre` by the mean of what is clipped to `radius`, CLIPPING_ROUNDS times.
 
-    The paper starts from the aggregate of the last step and leaves the radius to its user; without them the coordinate-wise median
-    and the median distance from it are taken, which is kinder than a guess.
+    The paper starts from the aggregate of the last step and leaves the radius to its user; without them the coordinate-wise
+    median and the median distance from it are taken, which is kinder than a guess.
 
     >>> centred_clipping(torch.tensor([[0.0], [1.0], [101.0]]), centre=torch.tensor([0.0]), radius=3.0).round(decimals=3)
     tensor([1.9260])

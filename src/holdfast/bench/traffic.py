@@ -3,8 +3,8 @@
     worker ──claim──> Understudy: every attack forges it too, nobody sends that ──the claim, as it was──> out
                           └──> Window: one stage, one direction, one step: honest [M, B*S*D] and forged ones by attack
 
-So every test meets the same honest traffic, and lies of every kind about all of it. The forging is that of the attacks themselves,
-with what a dishonest worker would know there. What a lie that is used does to honest stages afterwards is not in it.
+So every test meets the same honest traffic, and lies of every kind about all of it. The forging is that of the attacks
+themselves, with what a dishonest worker would know there. What a lie that is used does to honest stages is not in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast import seeds
-from holdfast.attacks import Attack, Campaign, DishonestWorker, resolve_attack
+from holdfast.attacks import Attack, Campaign, DishonestWorker, Ledger, resolve_attack
 from holdfast.attacks.lie import Backstage, Lie, forged
 from holdfast.cast import Troupe
 from holdfast.claim import ClaimKey, Direction
@@ -53,18 +53,21 @@ class Window:
 Sink = Callable[[Window], None]
 
 
-def watch(config: RunConfig, job: Job, attacks: Sequence[str], sink: Sink, *, weights: bool = True) -> RunResult:
-    """Run `config` honestly; `sink` gets a window for every untrusted stage, direction and step, and each one's `attacks`.
+def watch(config: RunConfig, job: Job, attacks: Sequence[str], sink: Sink, *, weights: bool = True) -> tuple[RunResult, Ledger]:
+    """Run `config`; `sink` gets a window for every untrusted stage, direction and step, with what `attacks` would have said.
 
-    With `weights`, windows of weight gradients [M, parameters] too, which nobody forges. Attacks that know no direction are
-    measured in both. Raises ConfigError for an attack that does not exist or does not forge tensors.
+    With `weights`, windows of weight gradients [M, parameters] too, which nobody forges. Attacks whose spec names no direction
+    are measured in both. Where `config` has attacks of its own, those lie in earnest: `honest` is then what was said, and the
+    ledger that comes back knows which claims are lies. Raises ConfigError for an attack that does not exist, or forges nothing.
     """
     gathering = _Gathering(config.pipeline.micro_batches, sink)
-    cast = _Understudies(config, [_attack(spec) for spec in attacks], gathering, weights=weights)
-    return Trainer(config, cast=cast, job=replace(job, config=config)).run()
+    cast = _Understudies(config, [forger(spec) for spec in attacks], gathering, weights=weights)
+    result = Trainer(config, observers=(cast.observe,), cast=cast, job=replace(job, config=config)).run()
+    return result, cast.ledger
 
 
-def _attack(spec: str) -> tuple[str, Attack]:
+def forger(spec: str) -> tuple[str, Attack]:
+    """The attack that a spec names, in both directions where it names none. Raises ConfigError."""
     made = resolve_attack(spec if "direction=" in spec else f"{spec},direction=both")
     if not isinstance(made, Attack):
         raise made.refuse("it forges no tensor, and nothing else is compared here")
@@ -85,7 +88,7 @@ class _Understudies(Troupe):
     def play(self, actor: Actor) -> Actor:
         stage = self._names.index(actor.name)
         campaign = Campaign(stages=(stage,), seed=seeds.derive(self._seed, "understudy"))
-        return DishonestWorker(actor, self._lies[stage], campaign, self.ledger)
+        return DishonestWorker(super().play(actor), self._lies[stage], campaign, self.ledger)
 
 
 class Understudy(Lie):
