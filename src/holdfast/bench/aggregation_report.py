@@ -225,9 +225,9 @@ def _rate(row: TestRow) -> str:
 def _interval(share: float, low: float, high: float) -> str:
     """
     >>> _interval(0.5, 0.118, 0.882), _interval(1.0, 0.99, 1.0)
-    ('50 [12, 88]', '100 [99, 100]')
+    ('50.0 [11.8, 88.2]', '100.0 [99.0, 100.0]')
     """
-    return f"{100 * share:.3g} [{100 * low:.2g}, {100 * high:.3g}]"
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _percent(share: float) -> str:

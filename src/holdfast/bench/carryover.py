@@ -164,7 +164,7 @@ def area(quiet: Any, loud: Any) -> float:
 def curve(quiet: Any, loud: Any) -> list[float]:
     """The share of lies above the threshold that at most each rate of GRID of the honest values is above.
 
-    >>> curve(numpy.arange(100.0), numpy.array([98.5, 200.0]))[3:5]
+    >>> curve(numpy.arange(100.0), numpy.array([98.5, 200.0]))[2:4]
     [0.5, 1.0]
     """
     ordered = numpy.sort(quiet)[::-1]
