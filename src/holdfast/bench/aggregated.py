@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from holdfast.bench.aggregators import AGGREGATORS, most_liars
 from holdfast.claim import StageState
@@ -42,7 +43,8 @@ class Trained:
     """What one training came to.
 
     `loss` is the mean training loss of the last tenth of the steps, nats a token, as the aggregated pipeline sees it;
-    `perplexity` is that of the weights in a plain model on held-out text.
+    `perplexity` is that of the weights in a plain model on held-out text. `cosine` is that of the weight gradient of the first
+    step with the honest one, over the untrusted stages that the replacement reaches.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class Trained:
     steps: int
     loss: float
     perplexity: float
+    cosine: float
     digest: str
 
 
@@ -59,13 +62,18 @@ def train(job: Job, replaced: str, aggregator: str, stage: int) -> Trained:
     """Train the job with one thing replaced; `stage` is where, for activations and input gradients."""
     with pinned(job.config.model.device):
         line = _Line(job, replaced, aggregator, stage)
+        reached = range(1, stage if replaced == INPUT_GRADIENT else job.plan.stages - 1)
+        honest = _Line(job, NOTHING, "-", stage)
+        cosine = functional.cosine_similarity(line.gradient(0, reached), honest.gradient(0, reached), dim=0)
         steps = job.config.training.steps
         losses = [line.step(step) for step in range(steps)]
         weights = line.weights
         score = evaluate(whole_model(job.source.config, weights, job.lora), job.validation)
     last = losses[-max(1, steps // 10) :]
     seed = job.config.training.seed
-    return Trained(seed, replaced, aggregator, stage, steps, sum(last) / len(last), score.perplexity, weights_digest(weights))
+    loss = sum(last) / len(last)
+    digest = weights_digest(weights)
+    return Trained(seed, replaced, aggregator, stage, steps, loss, score.perplexity, float(cosine), digest)
 
 
 class _Line:
@@ -87,8 +95,19 @@ class _Line:
         states: list[StageState] = [each.execution.state(0) for each in self._stages]
         return {name: tensor for state in states for name, tensor in state.weights.items()}
 
+    def gradient(self, number: int, stages: range) -> Tensor:
+        """The accumulated weight gradient of some stages in a step, as one vector; nothing is updated."""
+        self._passes(number)
+        return torch.cat([self._stages[index].total() for index in stages])
+
     def step(self, number: int) -> float:
         """One optimizer step; gives the mean loss of its micro-batches."""
+        loss = self._passes(number)
+        self._update(number)
+        return loss
+
+    def _passes(self, number: int) -> float:
+        """Both passes of all micro-batches, and the gradients that follow."""
         for each in self._stages:
             each.execution.begin(number)
             each.gathered.clear()
@@ -105,7 +124,9 @@ class _Line:
             flowing = self._treated(INPUT_GRADIENT, index, flowing)
         for m in every:
             first.backward(m, flowing[m], tied[m])
-        self._update(number)
+        if self._replaced == WEIGHT_GRADIENT:
+            for each in self._stages:
+                each.replace(self._one(each.stack()) * self._count)
         return sum(losses) / len(losses)
 
     def _treated(self, what: str, stage: int, tensors: list[Tensor]) -> list[Tensor]:
@@ -119,11 +140,7 @@ class _Line:
         return self._aggregate(stack, most_liars(len(stack)))
 
     def _update(self, number: int) -> None:
-        job, config = self._job, self._job.config
-        if self._replaced == WEIGHT_GRADIENT:
-            for each in self._stages:
-                each.replace(self._one(each.stack()) * self._count)
-        plan = job.plan
+        job, config, plan = self._job, self._job.config, self._job.plan
         norms = {
             name: norm
             for index, each in enumerate(self._stages)
@@ -166,6 +183,10 @@ class _Gathered:
     def stack(self) -> Tensor:
         """[M, parameters of the stage]."""
         return torch.stack([torch.cat([g.flatten() for g in self.gathered[m]]) for m in sorted(self.gathered)])
+
+    def total(self) -> Tensor:
+        """The sum that the update would be made from, [parameters]."""
+        return torch.cat([tensor.flatten() for tensor in self.execution._sum])
 
     def replace(self, flat: Tensor) -> None:
         """Put another sum in the place of that of the micro-batches."""

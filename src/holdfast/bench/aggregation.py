@@ -23,7 +23,7 @@ import torch
 
 from holdfast import seeds
 from holdfast.bench.aggregated import TREATMENTS, WEIGHT_GRADIENT, Trained, train
-from holdfast.bench.carryover import Cascade, CascadeRow, Scoreboard, TestRow, cascade_rows, test_rows
+from holdfast.bench.carryover import Cascade, CascadeRow, Scoreboard, ScoreRow, cascade_rows, score_rows
 from holdfast.bench.cell import Setup
 from holdfast.bench.replicas import Committee, ReplicaRow, replica_rows
 from holdfast.bench.rows import Row, rows_of
@@ -78,12 +78,12 @@ class Scale:
     stages: int = 6
     pretraining: int = 150
     steps: int = 40
-    treated: int = 40
+    treated: int = 30
     sequence_length: int = 64
-    validation_tokens: int = 8192
+    validation_tokens: int = 4096
     batch: tuple[int, int] = (8, 2)
     treatments: tuple[tuple[str, str], ...] = TREATMENTS
-    jump: tuple[int, int] = (10, 4)
+    jump: tuple[int, int] = (5, 4)
 
 
 SCALES: Mapping[str, Scale] = {
@@ -135,8 +135,8 @@ class Question:
 
     @property
     def middle(self) -> int:
-        """The stage at which aggregates are put in."""
-        return self.cut // 2 - 1 or 1
+        """The stage after which activations are aggregated, and before which input gradients are."""
+        return self.cut // 2
 
     def config(self, model: str, seed: int, steps: int | None = None, *, attack: str | None = None) -> RunConfig:
         """A run without a defence that starts from `model` (empty: as the scale says, from scratch)."""
@@ -167,7 +167,7 @@ class Findings:
     """All tables of the experiment, in plain rows. `reference` are perplexities by name and seed."""
 
     question: Question
-    tests: list[TestRow] = field(default_factory=list)
+    tests: list[ScoreRow] = field(default_factory=list)
     spread: list[SpreadRow] = field(default_factory=list)
     spread_steps: list[Spread] = field(default_factory=list)
     cascade: list[CascadeRow] = field(default_factory=list)
@@ -200,7 +200,7 @@ def run(question: Question, tell: Tell = lambda text: None) -> Findings:
             if "training" in in_pipeline:
                 findings.unigram[seed] = unigram_perplexity(job)
                 findings.training += _trained(question, start, seed, job, tell)
-    findings.tests = test_rows(boards)
+    findings.tests = score_rows(boards)
     findings.spread = spread_rows(findings.spread_steps)
     findings.cascade = cascade_rows(cascades)
     findings.replicas = replica_rows(committees)
@@ -265,7 +265,7 @@ def _trained(question: Question, start: str, seed: int, job: Job, tell: Tell) ->
 
 def _jump(question: Question, tell: Tell) -> tuple[list[Row], list[str]]:
     count, steps = question.scale.jump
-    grid = Grid(JUMP_ATTACKS, JUMP_DEFENCES, seeds=range(question.seeds[0], question.seeds[0] + count))
+    grid = Grid(JUMP_ATTACKS, JUMP_DEFENCES, rates=(1.0,), seeds=range(question.seeds[0], question.seeds[0] + count))
     setup = Setup("tiny", steps)
     planned = plan(grid, setup)
     tell(f"the jump: {len(planned.cells)} small runs")

@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast.bench.aggregated import NOTHING as UNTREATED
 from holdfast.bench.aggregation import Findings
-from holdfast.bench.carryover import GRID, HOW, TestRow, of_tests
+from holdfast.bench.carryover import GRID, HOW, ScoreRow, of_tests
 from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.outliers import TESTS, VIEWS
 
@@ -46,7 +46,7 @@ def _closed() -> None:
     pyplot.close("all")
 
 
-def _matrices(rows: Sequence[TestRow]) -> Any:
+def _matrices(rows: Sequence[ScoreRow]) -> Any:
     from matplotlib import pyplot
 
     attacks = list(dict.fromkeys(row.attack for row in rows))
@@ -66,7 +66,7 @@ def _matrices(rows: Sequence[TestRow]) -> Any:
     return figure
 
 
-def _matrix(axes: Any, rows: Sequence[TestRow], attacks: Sequence[str], lines: Sequence[tuple[str, str]]) -> None:
+def _matrix(axes: Any, rows: Sequence[ScoreRow], attacks: Sequence[str], lines: Sequence[tuple[str, str]]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
@@ -88,7 +88,7 @@ def _matrix(axes: Any, rows: Sequence[TestRow], attacks: Sequence[str], lines: S
     axes.spines[:].set_visible(False)
 
 
-def _curves(rows: Sequence[TestRow]) -> Any:
+def _curves(rows: Sequence[ScoreRow]) -> Any:
     from matplotlib import pyplot
 
     attacks = list(dict.fromkeys(row.attack for row in rows))

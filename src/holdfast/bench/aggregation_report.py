@@ -17,7 +17,7 @@ from typing import Any
 
 from holdfast.bench.aggregated import NOTHING as UNTREATED
 from holdfast.bench.aggregation import Findings
-from holdfast.bench.carryover import GRID, HOW, TestRow, of_tests
+from holdfast.bench.carryover import GRID, HOW, ScoreRow, of_tests
 from holdfast.bench.outliers import TESTS, VIEWS
 from holdfast.bench.table import NOTHING, render_markdown
 
@@ -160,7 +160,13 @@ def _training(findings: Findings) -> str:
         return ""
     unigram = statistics.median(findings.unigram.values())
     body = [list(row.values()) for row in _pooled(findings)]
-    head = ["replaced", "aggregate", "training loss, nats", "perplexity of the weights"]
+    head = [
+        "replaced",
+        "aggregate",
+        "training loss, nats",
+        "perplexity of the weights",
+        "cosine with the honest weight gradient",
+    ]
     told = f"Nobody lies. Median (least to greatest) over seeds; who knows only how frequent tokens are has {unigram:.1f}.\n\n"
     return "## Honest training, aggregated\n\n" + told + _table(head, body)
 
@@ -175,6 +181,7 @@ def _pooled(findings: Findings) -> list[dict[str, str]]:
             "aggregator": "nobody" if replaced == UNTREATED else aggregator,
             "loss": _range([row.loss for row in group], 3),
             "perplexity": _range([row.perplexity for row in group], 1),
+            "cosine": _range([row.cosine for row in group], 2),
         }
         for (replaced, aggregator), group in groups.items()
     ]
@@ -218,7 +225,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
 
 
-def _rate(row: TestRow) -> str:
+def _rate(row: ScoreRow) -> str:
     return _interval(row.tpr, row.tpr_low, row.tpr_high)
 
 

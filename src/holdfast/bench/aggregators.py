@@ -78,7 +78,7 @@ def krum_scores(stack: Tensor, liars: int) -> Tensor:
 
 def squared_distances(stack: Tensor) -> Tensor:
     """Of every pair, [n, n]; by differences, not products, which would cancel where vectors are close."""
-    return (stack.unsqueeze(1) - stack.unsqueeze(0)).square().sum(-1)
+    return torch.cdist(stack, stack, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def bucketing(stack: Tensor, liars: int = 0, order: Tensor | None = None) -> Tensor:

@@ -39,7 +39,7 @@ Sample = tuple[int, int, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class TestRow:
+class ScoreRow:
     """One test against one attack, pooled over seeds and stages; counts are of claims in the test steps."""
 
     direction: str
@@ -121,14 +121,14 @@ class Gauge:
         return numpy.concatenate([found.double().numpy() / self.units.get(stage, 1.0) for _, stage, found in samples])
 
 
-def test_rows(boards: Sequence[Scoreboard]) -> list[TestRow]:
+def score_rows(boards: Sequence[Scoreboard]) -> list[ScoreRow]:
     """The table over all seeds."""
     keys = list(boards[0].lied) if boards else []
     gauges = [{slot: board.gauge(slot) for slot in board.honest} for board in boards]
     return [_row(key, boards, [gauge[key[0]] for gauge in gauges]) for key in keys]
 
 
-def _row(key: tuple[Slot, str, str], boards: Sequence[Scoreboard], gauges: Sequence[Gauge]) -> TestRow:
+def _row(key: tuple[Slot, str, str], boards: Sequence[Scoreboard], gauges: Sequence[Gauge]) -> ScoreRow:
     slot, attack, how = key
     lies, honest, curves, areas = [], [], [], []
     for board, gauge in zip(boards, gauges, strict=True):
@@ -146,7 +146,7 @@ def _row(key: tuple[Slot, str, str], boards: Sequence[Scoreboard], gauges: Seque
     false = fpr, fpr_low, fpr_high
     of_areas = float(numpy.mean(areas)), min(areas), max(areas)
     best = roc[GRID.index(LEVEL)]
-    return TestRow(*slot, attack, how, len(boards), count, found, *rates, checks, alarms, *false, best, *of_areas, roc)
+    return ScoreRow(*slot, attack, how, len(boards), count, found, *rates, checks, alarms, *false, best, *of_areas, roc)
 
 
 def area(quiet: Any, loud: Any) -> float:
@@ -251,7 +251,7 @@ def _share(part: int, whole: int) -> tuple[int, int, float, float, float]:
     return whole, part, part / whole, *interval
 
 
-def of_tests(rows: Sequence[TestRow], **wanted: str) -> Iterator[TestRow]:
+def of_tests(rows: Sequence[ScoreRow], **wanted: str) -> Iterator[ScoreRow]:
     """The rows that agree with all that is `wanted`, in the order of the tests."""
     order = list(TESTS)
     found = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
