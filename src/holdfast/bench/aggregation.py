@@ -78,12 +78,12 @@ class Scale:
     stages: int = 6
     pretraining: int = 150
     steps: int = 40
-    treated: int = 30
+    treated: int = 25
     sequence_length: int = 64
     validation_tokens: int = 4096
     batch: tuple[int, int] = (8, 2)
     treatments: tuple[tuple[str, str], ...] = TREATMENTS
-    jump: tuple[int, int] = (5, 4)
+    jump: tuple[int, int] = (3, 4)
 
 
 SCALES: Mapping[str, Scale] = {

@@ -85,17 +85,23 @@ def headlines(findings: Findings) -> list[str]:
             f"a signal to noise of {row.signal_to_noise:.3g} (medians)"
             for row in rows
         ]
-    for direction in ("forward", "backward"):
-        tests = [row for row in findings.tests if (row.direction, row.how) == (direction, "all") and row.test != "voting"]
-        for attack in dict.fromkeys(row.attack for row in tests):
-            best = max((row for row in tests if row.attack == attack), key=lambda row: (row.best, -row.fpr))
-            told.append(
-                f"- {direction}, {attack}, every micro-batch forged: the best of {len(TESTS) - 1} tests and two views finds "
-                f"{_percent(best.tpr)} at {_percent(best.fpr)} false alarms ({best.test}, {best.view})"
-            )
     for pooled in _pooled(findings):
         told.append(f"- honest training, {pooled['replaced']} by {pooled['aggregator']}: perplexity {pooled['perplexity']}")
     return told
+
+
+def best(findings: Findings) -> str:
+    """The test that did best against each attack where all micro-batches are forged, chosen afterwards: a bound from above."""
+    body = []
+    for direction in ("forward", "backward"):
+        tests = [row for row in findings.tests if (row.direction, row.how) == (direction, "all") and row.test != "voting"]
+        for attack in dict.fromkeys(row.attack for row in tests):
+            row = max((row for row in tests if row.attack == attack), key=lambda row: (row.best, row.auc))
+            area = f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})"
+            found, alarms = _rate(row), _interval(row.fpr, row.fpr_low, row.fpr_high)
+            body.append([KINDS[direction], attack, f"{row.test}, {row.view}", found, alarms, f"{100 * row.best:.1f}", area])
+    head = ["traffic", "attack", "best test", "% found", "% false alarms", "% found at 1 % false alarms", "area (seeds)"]
+    return _table(head, body) if body else ""
 
 
 def _tests(findings: Findings) -> str:
@@ -104,6 +110,9 @@ def _tests(findings: Findings) -> str:
         return ""
     parts = [
         "## Tests on values\n",
+        "All micro-batches of a step forged; of eight tests and two views the one that did best, which nobody knows beforehand. "
+        "Chance finds 1 %, with an area of 0.5.\n",
+        best(findings),
         "Percent of forged claims found [95 % interval], at the threshold that earlier honest steps gave for 1 % false alarms; "
         "and the false alarms that it did give in the tested steps.\n",
     ]
@@ -235,10 +244,6 @@ def _interval(share: float, low: float, high: float) -> str:
     ('50.0 [11.8, 88.2]', '100.0 [99.0, 100.0]')
     """
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _range(values: Sequence[float], digits: int) -> str:

@@ -73,7 +73,7 @@ def _measure(question: Question, out: Path, *, as_json: bool, quiet: bool) -> No
     from datetime import date
 
     from holdfast.bench.aggregation import run
-    from holdfast.bench.aggregation_report import headlines, summary, write
+    from holdfast.bench.aggregation_report import best, headlines, summary, write
     from holdfast.bench.drawing import require_matplotlib
     from holdfast.bench.environment import environment
     from holdfast.bench.intervals import proportion
@@ -92,8 +92,10 @@ def _measure(question: Question, out: Path, *, as_json: bool, quiet: bool) -> No
         print(json.dumps({"out": str(out), **summary(findings)}, allow_nan=False))
     else:
         print("\n".join(headlines(findings)))
+        if findings.tests:
+            print("\nAll micro-batches of a step forged, the best of all tests:\n\n" + best(findings))
         if findings.jump:
-            print("\n" + render_markdown(findings.jump))
+            print(render_markdown(findings.jump))
         print(f"\nTables and figures: {out}")
     if findings.failed:
         raise HoldfastError(f"{len(findings.failed)} of the small runs failed; the first: {findings.failed[0]}")
