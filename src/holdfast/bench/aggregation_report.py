@@ -110,7 +110,7 @@ def _tests(findings: Findings) -> str:
         return ""
     parts = [
         "## Tests on values\n",
-        "All micro-batches of a step forged; of eight tests and two views the one that did best, which nobody knows beforehand. "
+        "All micro-batches of a step forged; of eight tests and two views the one that did best, which is known afterwards. "
         "Chance finds 1 %, with an area of 0.5.\n",
         best(findings),
         "Percent of forged claims found [95 % interval], at the threshold that earlier honest steps gave for 1 % false alarms; "
