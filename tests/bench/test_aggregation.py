@@ -230,7 +230,15 @@ def test_who_is_accused_by_kind_of_claim() -> None:
     for m in range(5):
         ledger.record("w1", ClaimKey(5, 0, Direction.FORWARD, 1, m), "output", 0, 1)
     cascade = Cascade("liar", known)
-    where = [(5, 1, "forward"), (5, 2, "forward"), (5, 0, "forward"), (5, 2, "backward"), (6, 1, "forward"), (0, 1, "forward")]
+    where = [
+        (5, 1, "forward"),
+        (5, 2, "forward"),
+        (5, 0, "forward"),
+        (5, 2, "backward"),
+        (5, 1, "backward"),
+        (6, 1, "forward"),
+        (0, 1, "forward"),
+    ]
     windows = [Window(step, 1, "forward", honest, (2, 3, 4)) for step, _, _ in where]
     windows = [replace(window, stage=stage, kind=kind) for window, (_, stage, kind) in zip(windows, where, strict=True)]
     known.honest |= {("backward", name, test): found for (_, name, test), found in known.honest.items()}
@@ -242,7 +250,25 @@ def test_who_is_accused_by_kind_of_claim() -> None:
         ("forward", FORGED): 5,
         ("forward", DOWNSTREAM): 5,
         ("forward", OTHERS): 10,
+        ("backward", DOWNSTREAM): 10,
+    }
+
+
+def test_a_lie_about_a_gradient_reaches_the_stages_before_it() -> None:
+    known = board()
+    known.honest |= {("backward", name, test): found for (_, name, test), found in known.honest.items()}
+    ledger = Ledger()
+    ledger.record("w2", ClaimKey(5, 0, Direction.BACKWARD, 2, 0), "output", 0, 1)
+    honest = torch.randn(5, 24, generator=torch.Generator().manual_seed(4))
+    cascade = Cascade("liar", known)
+    where = [(1, "backward"), (2, "backward"), (3, "backward"), (1, "forward")]
+    cascade.count([Window(5, stage, kind, honest, (2, 3, 4)) for stage, kind in where], ledger)
+    rows = [row for row in cascade_rows([cascade]) if (row.view, row.test) == ("whole", "norm")]
+    assert {(row.direction, row.claims): row.count for row in rows} == {
         ("backward", DOWNSTREAM): 5,
+        ("backward", FORGED): 5,
+        ("backward", OTHERS): 5,
+        ("forward", OTHERS): 5,
     }
 
 
@@ -300,6 +326,9 @@ def test_an_aggregate_changes_training(job: Job, clean: str, replaced: str) -> N
 
 def test_the_mean_of_weight_gradients_is_their_sum(job: Job) -> None:
     """M times the mean is what honest training adds up, but for rounding."""
+    stages = range(STAGES)
+    honest = aggregated._Line(job, NOTHING, "-", 1).gradient(0, stages)
+    assert torch.allclose(aggregated._Line(job, WEIGHT_GRADIENT, "mean", 1).gradient(0, stages), honest, atol=1e-6)
     plain, averaged = train(job, NOTHING, "-", 1), train(job, WEIGHT_GRADIENT, "mean", 1)
     assert averaged.loss == pytest.approx(plain.loss, rel=1e-5)
     assert averaged.perplexity == pytest.approx(plain.perplexity, rel=1e-3)

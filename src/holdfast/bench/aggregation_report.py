@@ -79,14 +79,14 @@ def headlines(findings: Findings) -> list[str]:
     """A sentence for each part, with its figure; for the terminal too."""
     told = []
     for kind, label in KINDS.items():
-        rows = [row for row in findings.spread if (row.kind, row.view, row.stage) == (kind, VIEWS[0], "all")]
+        spreads = [row for row in findings.spread if (row.kind, row.view, row.stage) == (kind, VIEWS[0], "all")]
         told += [
-            f"- {label}: micro-batches of a step have a cosine of {row.cosine:.3f}, a spread of {row.spread:.2f} of the mean, "
-            f"a signal to noise of {row.signal_to_noise:.3g} (medians)"
-            for row in rows
+            f"- {label}: cosine between micro-batches {spread.cosine:.3f}, they differ by {spread.spread:.2f} of their mean, "
+            f"signal to noise {spread.signal_to_noise:.3g} (medians)"
+            for spread in spreads
         ]
-    for pooled in _pooled(findings):
-        told.append(f"- honest training, {pooled['replaced']} by {pooled['aggregator']}: perplexity {pooled['perplexity']}")
+    for row in _pooled(findings):
+        told.append(f"- honest training, {row['replaced']} by {row['aggregator']}: {row['ratio']} times the honest perplexity")
     return told
 
 
@@ -167,21 +167,26 @@ def _cascade(findings: Findings) -> str:
 def _training(findings: Findings) -> str:
     if not findings.training:
         return ""
-    unigram = statistics.median(findings.unigram.values())
+    unigram = _range(list(findings.unigram.values()), 1)
     body = [list(row.values()) for row in _pooled(findings)]
     head = [
         "replaced",
         "aggregate",
         "training loss, nats",
         "perplexity of the weights",
+        "of honest training's",
         "cosine with the honest weight gradient",
     ]
-    told = f"Nobody lies. Median (least to greatest) over seeds; who knows only how frequent tokens are has {unigram:.1f}.\n\n"
+    told = (
+        "Nobody lies. Median (least to greatest) over seeds, each of which holds out other text. Who knows only how frequent "
+        f"tokens are has a perplexity of {unigram}.\n\n"
+    )
     return "## Honest training, aggregated\n\n" + told + _table(head, body)
 
 
 def _pooled(findings: Findings) -> list[dict[str, str]]:
     groups: dict[tuple[str, str], list[Any]] = {}
+    honest = {row.seed: row.perplexity for row in findings.training if row.replaced == UNTREATED}
     for row in findings.training:
         groups.setdefault((row.replaced, row.aggregator), []).append(row)
     return [
@@ -190,6 +195,7 @@ def _pooled(findings: Findings) -> list[dict[str, str]]:
             "aggregator": "nobody" if replaced == UNTREATED else aggregator,
             "loss": _range([row.loss for row in group], 3),
             "perplexity": _range([row.perplexity for row in group], 1),
+            "ratio": _range([row.perplexity / honest[row.seed] for row in group], 3),
             "cosine": _range([row.cosine for row in group], 2),
         }
         for (replaced, aggregator), group in groups.items()

@@ -86,8 +86,9 @@ def _measure(question: Question, out: Path, *, as_json: bool, quiet: bool) -> No
 
     require_matplotlib()
     proportion(1, 2)
+    here = {**environment(), "date": date.today().isoformat()}  # of the code that runs, not of what it is edited to meanwhile
     findings = run(question, tell)
-    write(findings, out, {**environment(), "date": date.today().isoformat()})
+    write(findings, out, here)
     if as_json:
         print(json.dumps({"out": str(out), **summary(findings)}, allow_nan=False))
     else:
