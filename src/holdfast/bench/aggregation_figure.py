@@ -60,7 +60,8 @@ def _matrices(rows: Sequence[ScoreRow]) -> Any:
             many = "one micro-batch of a step forged" if how == "one" else "all of them forged, as in the paper"
             grid[y][x].set_title(f"{LABELS[direction]}: {many}", loc="left", fontweight="bold", fontsize=9.5)
     note = (
-        "Percent of forged claims found at a threshold meant to give 1 % false alarms; first column: the false alarms it gave."
+        "Percent of forged claims found at a threshold meant to give 1 % false alarms; first column: the false alarms it gave. "
+        "Colour: found, less false alarms."
     )
     figure.supxlabel(note, fontsize=8, color=GREY)
     return figure
@@ -74,11 +75,12 @@ def _matrix(axes: Any, rows: Sequence[ScoreRow], attacks: Sequence[str], lines: 
     cells = {(row.view, row.test, row.attack): row for row in rows}
     for y, line in enumerate(lines):
         alarms = next(row.fpr for row in rows if (row.view, row.test) == line)
-        axes.text(0.5, y + 0.5, f"{100 * alarms:.2g}", ha="center", va="center", fontsize=8, color=GREY)
+        axes.text(0.5, y + 0.5, f"{100 * alarms:.1f}", ha="center", va="center", fontsize=8, color=GREY)
         for x, attack in enumerate(attacks, 1):
             share = cells[(*line, attack)].tpr
-            axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, facecolor=colours(share), edgecolor="none"))
-            ink = "white" if share > 0.75 else INK
+            worth = max(0.0, share - alarms)
+            axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, facecolor=colours(worth), edgecolor="none"))
+            ink = "white" if worth > 0.75 else INK
             axes.text(x + 0.5, y + 0.52, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlim=(0, len(attacks) + 1), ylim=(len(lines), 0))
     axes.axhline(len(TESTS), color=GREY, lw=0.6)
@@ -109,7 +111,7 @@ def _curves(rows: Sequence[ScoreRow]) -> Any:
         grid[y][0].set_ylabel(f"{LABELS[direction]}:\nshare found")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    figure.supxlabel("false alarms (dashes: chance)", fontsize=8.5)
+    grid[-1][len(attacks) // 2].set_xlabel("false alarms (dashes: chance)")
     return figure
 
 
@@ -145,21 +147,18 @@ def _variation(findings: Findings) -> Any:
 
 def _bars(axes: Any, findings: Findings) -> None:
     groups: dict[tuple[str, str], list[float]] = {}
+    honest = {row.seed: row.perplexity for row in findings.training if row.replaced == UNTREATED}
     for row in findings.training:
-        groups.setdefault((row.replaced, row.aggregator), []).append(row.perplexity)
+        groups.setdefault((row.replaced, row.aggregator), []).append(row.perplexity / honest[row.seed])
     places = {"activation": "forward", "input gradient": "backward", "weight gradient": "weight gradient"}
     for y, ((replaced, _), values) in enumerate(groups.items()):
         middle = statistics.median(values)
         axes.barh(y, middle, color=COLOURS[places[replaced]] if replaced in places else GREY, height=0.7)
         axes.plot([min(values), max(values)], [y, y], color=INK, lw=1.2)
-        axes.text(max(values) * 1.02, y, f" {middle:.1f}", va="center", fontsize=8)
+        axes.text(max(values) * 1.02, y, f" {middle:.2f}", va="center", fontsize=8)
     names = [replaced if replaced == UNTREATED else f"{replaced} by {name}" for replaced, name in groups]
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(
-        ylim=(len(names) - 0.4, -0.6), xlabel="perplexity on held-out text after honest training (bar: median; line: seeds)"
-    )
-    if findings.unigram:
-        axes.axvline(statistics.median(findings.unigram.values()), color=GREY, lw=0.8, ls=(0, (2, 2)))
-        axes.text(statistics.median(findings.unigram.values()), -0.5, " unigram", fontsize=7.5, color=GREY)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="perplexity, relative to honest training (bar: median; line: seeds)")
+    axes.axvline(1, color=GREY, lw=0.8, ls=(0, (2, 2)))
     axes.tick_params(axis="y", length=0)
     axes.set_title("Replaced by an aggregate of the micro-batches", loc="left", fontweight="bold", fontsize=9.5)
