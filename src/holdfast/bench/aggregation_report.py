@@ -85,7 +85,7 @@ def headlines(findings: Findings) -> list[str]:
             f"signal to noise {spread.signal_to_noise:.3g} (medians)"
             for spread in spreads
         ]
-    for row in _pooled(findings):
+    for row in _pooled(findings)[1:]:
         told.append(f"- honest training, {row['replaced']} by {row['aggregator']}: {row['ratio']} times the honest perplexity")
     return told
 
@@ -178,8 +178,8 @@ def _training(findings: Findings) -> str:
         "cosine with the honest weight gradient",
     ]
     told = (
-        "Nobody lies. Median (least to greatest) over seeds, each of which holds out other text. Who knows only how frequent "
-        f"tokens are has a perplexity of {unigram}.\n\n"
+        "Nobody lies. Median (least to greatest) over seeds. Who knows only how frequent tokens are has a perplexity of "
+        f"{unigram}.\n\n"
     )
     return "## Honest training, aggregated\n\n" + told + _table(head, body)
 
