@@ -74,15 +74,15 @@ PROCESSES: Mapping[str, Callable[[RealRow], str]] = {
 }
 
 EXPLAINED = """\
-Virtual time is that of a described cluster; the protocol runs as it is, on small tensors that count for large ones (unless told
-otherwise 4 MiB between stages, 696 MB a state, 50 ms a forward pass: GPT-2 345M in six stages). *Time*: a step with the defence
-over one with defences off, same network, K, M and schedule. *On paper*: a greedy list scheduling without messages.
+Virtual time is that of a described cluster; the protocol runs as it is, on small tensors that count for large ones (unless
+told otherwise 4 MiB between stages, 696 MB a state, 50 ms a forward pass: GPT-2 345M in six stages). *Time*: a step with the
+defence over one with defences off, same network, K, M and schedule. *On paper*: a greedy list scheduling without messages.
 *2M/(M+K-1)*: the physical limit of full duplication on equal devices. *Busiest worker*, *busiest link*: what one of them does
-in a defended step, over the clean step; no schedule is faster. *Bound*: the larger of both, at least 1 (over long lines a defended
-1F1B may be faster than a clean one, because it may hold twice as many micro-batches in flight). *Hidden*: the share of the
-busiest worker's shadow work that does not lengthen the step; below zero where waiting for verdicts costs more than the work
-itself. *Work*: all that is computed, referee and checker included. *States*: whole stages that travel so that a referee or a
-checker can compute (apart from *tensors*); tensors wait behind them on a sender's link.
+in a defended step, over the clean step; no schedule is faster. *Bound*: the larger of both, at least 1 (over long lines a
+defended 1F1B may be faster than a clean one, because it may hold twice as many micro-batches in flight). *Hidden*: the share
+of the busiest worker's shadow work that does not lengthen the step; below zero where waiting for verdicts costs more than the
+work itself. *Work*: all that is computed, referee and checker included. *States*: whole stages that travel so that a referee
+or a checker can compute (apart from *tensors*); tensors wait behind them on a sender's link.
 
 Real figures are of one machine that may be shared: medians of repeats (least to greatest), ways in turns.
 """

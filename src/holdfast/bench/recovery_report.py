@@ -1,0 +1,141 @@
+"""The recovery on paper: every column as JSON lines and CSV, what people read as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.bench.described import IN_WORDS
+from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, MICRO_BATCHES, STAGES, TAKEOVER, Incident
+from holdfast.bench.overhead_report import NOTHING, frame, table
+from holdfast.bench.recovery import Recovery, TraceRow
+from holdfast.bench.trace import FOREVER_S, HOUR_S
+
+IN_SHORT = {TAKEOVER: "takeover", CHECKPOINT: "checkpoint"}
+
+CRASHES: Mapping[str, Callable[[Incident], str]] = {
+    "way": lambda row: IN_SHORT.get(row.way, row.way),
+    "stages": lambda row: "+".join(str(stage) for stage in row.stages),
+    "at": lambda row: row.moment,
+    "steps lost": lambda row: str(row.steps_lost),
+    "seconds lost": lambda row: f"{row.extra_s:.2f}",
+    "in steps": lambda row: f"{row.extra_steps:.2f}",
+    "by formula": lambda row: NOTHING if row.formula_s is None else f"{row.formula_s:.2f} s",
+    "new shadows": lambda row: f"{row.shadows_s:.2f} s" if row.shadows_s else NOTHING,
+    "slower after it": lambda row: f"{row.slower:.2f}x",
+    "weights": lambda row: "equal" if row.equal else "other",
+}
+
+LIES: Mapping[str, Callable[[Sequence[Incident]], str]] = {
+    "way": lambda rows: rows[0].way.rpartition("=")[2] if "on_alert" in rows[0].way else rows[0].way,
+    "direction": lambda rows: rows[0].moment,
+    "stages": lambda rows: ", ".join(str(row.stages[0]) for row in rows),
+    "steps lost": lambda rows: _several([row.steps_lost for row in rows]),
+    "steps begun again": lambda rows: _several([row.restarted for row in rows]),
+    "stages skipped": lambda rows: _several([row.skipped for row in rows]),
+    "claims replaced": lambda rows: _several([row.replaced for row in rows]),
+    "seconds lost": lambda rows: _seconds([row.extra_s for row in rows]),
+    "in steps": lambda rows: _seconds([row.extra_steps for row in rows]),
+    "weights": lambda rows: "equal" if all(row.equal for row in rows) else "other",
+}
+
+TRACE: Mapping[str, Callable[[TraceRow], str]] = {
+    "way": lambda row: f"{IN_SHORT.get(row.defence, row.defence)}, every {row.every}",
+    "a machine stays": lambda row: f"{row.life_h:g} h",
+    "went": lambda row: str(row.lost_workers),
+    "rollbacks": lambda row: str(row.rollbacks),
+    "steps that stand": lambda row: str(row.steps),
+    "computed": lambda row: str(row.computed),
+    "goodput": lambda row: f"{row.goodput:.3f}",
+    "by formula": lambda row: f"{row.expected:.3f}",
+    "of its own calm day": lambda row: f"{row.of_own:.3f}",
+    "a checkpoint": lambda row: f"{row.checkpoint_s:.0f} s",
+    "ended early": lambda row: row.ended or NOTHING,
+}
+
+EXPLAINED = """\
+Virtual time of a described cluster; the protocol runs as it is, on small tensors that count for large ones. *Takeover*: full
+duplication, the shadow's worker goes on. *Checkpoint*: defences off, the run goes back to its last checkpoint, without the
+lost one. *Steps lost*: sealed steps that were computed again. *Seconds lost*: by how much later the step in question is
+sealed than in the same run without incident. *By formula* (rollbacks): what the step had taken when it was given up, a new
+deployment, and the steps since the checkpoint. *New shadows*: what seating them adds to the next step. *Slower after it*:
+nobody comes in the lost one's place. *Weights*: against the run without incident, to the bit.
+
+*Goodput*: steps that stand at the end of the day, over those of a day with defences off in which nobody goes. *By formula*:
+to the first order: each interval of T seconds of work and a checkpoint of C takes (1/f + R)(exp(f(T+C)) - 1) at f failures a
+second with a new deployment of R (Daly 2006); with takeover a loss costs one step. Starting new processes takes no time here,
+which is to the favour of checkpoints.
+"""
+
+
+def sections(found: Recovery) -> list[tuple[str, str]]:
+    """Title and Markdown table of each part that has rows."""
+    crashes = [row for row in found.incidents if row.what == "crash"]
+    alone = [row for row in crashes if len(row.stages) == 1]
+    groups: dict[tuple[str, str], list[Incident]] = {}
+    for row in found.incidents:
+        if row.what == "lie":
+            groups.setdefault((row.way, row.moment), []).append(row)
+    parts = [
+        (f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}", table(alone, CRASHES)),
+        ("Several go at once", table([row for row in crashes if row not in alone], CRASHES)),
+        ("One lie", table(groups.values(), LIES)),
+        ("A day among machines that come and go", table(found.trace, TRACE)),
+    ]
+    return [(title, text) for title, text in parts if text]
+
+
+def summary(found: Recovery) -> list[str]:
+    """The outcome in a few lines."""
+    told = []
+    for way, name in IN_SHORT.items():
+        rows = [row for row in found.incidents if row.what == "crash" and row.way == way and len(row.stages) == 1]
+        if rows:
+            lost, seconds = [row.steps_lost for row in rows], _seconds([row.extra_s for row in rows])
+            equal = sum(row.equal for row in rows)
+            told.append(f"{name}: {_several(lost)} steps and {seconds} s lost; weights equal in {equal} of {len(rows)} crashes")
+    for row in found.trace:
+        way = f"{IN_SHORT.get(row.defence, row.defence)}, checkpoint every {row.every}"
+        told.append(f"{way}, a machine stays {row.life_h:g} h: goodput {row.goodput:.3f} ({row.expected:.3f} by formula)")
+    return told
+
+
+def write(out: Path, found: Recovery, network: str, environment: Mapping[str, Any]) -> None:
+    """recovery.md, .csv and .jsonl (with a column `part`), environment.json in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    records = [{"part": row.what, **dataclasses.asdict(row)} for row in found.incidents]
+    records += [{"part": "trace", **dataclasses.asdict(row)} for row in found.trace]
+    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    (out / "recovery.jsonl").write_text(lines, encoding="utf-8")
+    frame(records).to_csv(out / "recovery.csv", index=False)
+    (out / "environment.json").write_text(json.dumps(dict(environment), indent=2) + "\n", encoding="utf-8")
+    parts = ["# What recovery costs\n", f"K = {STAGES}, M = {MICRO_BATCHES}, GPipe; {IN_WORDS[network]}.\n"]
+    parts += ["".join(f"- {line}\n" for line in summary(found)), *(f"## {title}\n\n{text}" for title, text in sections(found))]
+    broken = (
+        "".join(f"- {line}\n" for line in found.findings()) or "None: takeover and replace lost no step and changed no bit.\n"
+    )
+    calm = [day for day in found.days if day.life_h >= FOREVER_S / HOUR_S]
+    days = "".join(
+        f"- {IN_SHORT.get(d.defence, d.defence)}, every {d.every}: {d.steps} steps of {d.step_s:.0f} s\n" for d in calm
+    )
+    parts += ["## What stands out\n", broken, "## What the columns mean\n", EXPLAINED]
+    parts += ["The calm days:\n", days] if days else []
+    parts += [json.dumps(dict(environment)) + "\n"]
+    (out / "recovery.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _several(values: Sequence[int]) -> str:
+    """
+    >>> _several([0, 0]), _several([1, 4])
+    ('0', '1 to 4')
+    """
+    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def _seconds(values: Sequence[float]) -> str:
+    middle = f"{statistics.median(values):.2f}"
+    return middle if max(values) - min(values) < 0.005 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
