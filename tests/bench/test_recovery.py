@@ -11,6 +11,7 @@ import pytest
 from holdfast.bench.described import Size
 from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, TAKEOVER, crash, incident_config, lie
 from holdfast.bench.kept import Kept
+from holdfast.bench.killed import kill_config, kill_some
 from holdfast.bench.recovery import Recovery, quick, run
 from holdfast.bench.recovery_figure import draw
 from holdfast.bench.recovery_report import sections, summary, write
@@ -137,6 +138,16 @@ def test_the_formula_knows_its_limits() -> None:
     assert expected_goodput(calm, often, 60.0) == pytest.approx(600 / (150 * 53.598), rel=1e-3)
     takeover = dataclasses.replace(calm, defence=TAKEOVER, step_s=75.0)
     assert expected_goodput(takeover, often, 60.0) == pytest.approx(0.8 / 1.5)
+
+
+# -- this machine --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_part_of_a_step() -> None:
+    (kill,) = kill_some(kill_config(1, stages=4, width=16, micro_batches=2), 1, 0)
+    assert (kill.equal, kill.rollbacks, kill.attempts) == (True, 0, 1)
+    assert 0 < kill.examined <= kill.pieces
 
 
 # -- what is written -----------------------------------------------------------------------------------------------------

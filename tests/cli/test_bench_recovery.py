@@ -39,7 +39,7 @@ def test_other_weights_are_exit_code_1(holdfast, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--part", "all"), "known are crash, lie, trace"),
+        (("--part", "all"), "known are crash, lie, trace, processes"),
         (("--network", "moon"), "known are local, gigabit, wan, mixed"),
         (("--life-hours", "0"), "needed is a time greater than 0"),
         (("--hours", "nan"), "needed is a time greater than 0"),

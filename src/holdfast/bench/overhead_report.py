@@ -107,7 +107,10 @@ def sections(found: Found) -> list[tuple[str, str]]:
 def headline(found: Found) -> str:
     """The few rows that a terminal has room for."""
     rows = [r for r in found.virtual if r.stages == 6 and not r.attack and r.network == "local"]
-    parts = [table(rows, MODES), table(found.real, {**IN_MEMORY, "wall": PROCESSES["wall"], "of": PROCESSES["of"]})]
+    parts = [
+        table(rows, MODES),
+        table(found.real, {"engine": lambda row: row.engine, **IN_MEMORY, "wall": PROCESSES["wall"], "of": PROCESSES["of"]}),
+    ]
     return "\n".join(part for part in parts if part)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 from holdfast.bench.described import Size
 from holdfast.bench.incidents import CHECKPOINT, MOMENTS, STAGES, TAKEOVER, Incident, crash, lie
 from holdfast.bench.kept import Kept
+from holdfast.bench.killed import Kill, kill_config, kill_some
 from holdfast.bench.spot import Market
 from holdfast.bench.trace import DAY_SIZE, FOREVER_S, Day, Ways, day, expected_goodput
 from holdfast.faults import Moment
 
-PARTS = ("crash", "lie", "trace")
+PARTS = ("crash", "lie", "trace", "processes")
 UNTRUSTED = tuple(range(1, STAGES - 1))
 REMEDIES = ("replace", "skip", "restart", "relay")
 FOUND_LATER = "spot-check,check_steps=1"
@@ -47,11 +48,13 @@ class Plan:
     restart_s: float = 0.0
     hours: float = 24.0
     seeds: tuple[int, ...] = (0,)
+    kills: int = 3
 
 
 def quick() -> Plan:
-    """A subset that takes seconds."""
+    """A subset that takes seconds; the processes are left out, because each takes seconds to start."""
     return Plan(
+        parts=PARTS[:3],
         stages=(2,),
         moments=("backward",),
         fallback_moments=("backward",),
@@ -94,6 +97,7 @@ class Recovery:
     incidents: list[Incident]
     trace: list[TraceRow]
     days: list[Day]
+    kills: list[Kill] = field(default_factory=list)
 
     def findings(self) -> list[str]:
         """What is not as it was promised: weights under takeover and replace, steps lost by them."""
@@ -105,6 +109,7 @@ class Recovery:
                 found.append(f"{told}: other weights than the run in which nothing happened")
             if exact and row.what == "crash" and len(row.stages) == 1 and row.steps_lost:
                 found.append(f"{told}: {row.steps_lost} steps lost")
+        found += ["killed processes: other weights than in memory"] if any(not kill.equal for kill in self.kills) else []
         return found
 
 
@@ -116,7 +121,20 @@ def run(plan: Plan, kept: Kept, tell: Tell = lambda _line: None) -> Recovery:
     if "lie" in plan.parts:
         incidents += _lies(plan, kept, tell)
     rows, days = _trace(plan, kept, tell) if "trace" in plan.parts else ([], [])
-    return Recovery(incidents, rows, days)
+    kills = _kills(plan, kept, tell) if "processes" in plan.parts else []
+    return Recovery(incidents, rows, days, kills)
+
+
+def _kills(plan: Plan, kept: Kept, tell: Tell) -> list[Kill]:
+    cell = {"part": "processes", "kills": plan.kills, "seed": plan.seeds[0]}
+    config, seed = kill_config(plan.kills), plan.seeds[0]
+    found = kept.get(cell, lambda: [dataclasses.asdict(kill) for kill in kill_some(config, plan.kills, seed)])
+    kills = [Kill(**row) for row in found]
+    for kill in kills:
+        tell(
+            f"[processes] {kill.worker} killed: noticed after {kill.detection_s:.2f} s, step sealed {kill.takeover_s:.2f} s later"
+        )
+    return kills
 
 
 def _crashes(plan: Plan, kept: Kept, tell: Tell) -> list[Incident]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.bench.described import IN_WORDS
 from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, MICRO_BATCHES, STAGES, TAKEOVER, Incident
+from holdfast.bench.killed import Kill
 from holdfast.bench.overhead_report import NOTHING, frame, table
 from holdfast.bench.recovery import Recovery, TraceRow
 from holdfast.bench.trace import FOREVER_S, HOUR_S
@@ -57,6 +58,18 @@ TRACE: Mapping[str, Callable[[TraceRow], str]] = {
     "ended early": lambda row: row.ended or NOTHING,
 }
 
+KILLS: Mapping[str, Callable[[Kill], str]] = {
+    "worker": lambda row: row.worker,
+    "step": lambda row: str(row.step),
+    "noticed": lambda row: f"{row.detection_s:.3f} s",
+    "rest of the step": lambda row: f"{row.takeover_s:.3f} s",
+    "new shadows": lambda row: f"{row.reshadow_s:.3f} s",
+    "seated again": lambda row: f"{row.reseated_s:.1f} s",
+    "at the referee": lambda row: f"{row.examined} of {row.pieces}",
+    "a step": lambda row: f"{row.step_s:.3f} s",
+    "weights": lambda row: "equal" if row.equal else "other",
+}
+
 EXPLAINED = """\
 Virtual time of a described cluster; the protocol runs as it is, on small tensors that count for large ones. *Takeover*: full
 duplication, the shadow's worker goes on. *Checkpoint*: defences off, the run goes back to its last checkpoint, without the
@@ -85,6 +98,7 @@ def sections(found: Recovery) -> list[tuple[str, str]]:
         ("Several go at once", table([row for row in crashes if row not in alone], CRASHES)),
         ("One lie", table(groups.values(), LIES)),
         ("A day among machines that come and go", table(found.trace, TRACE)),
+        ("Processes killed on this machine (real seconds)", table(found.kills, KILLS)),
     ]
     return [(title, text) for title, text in parts if text]
 
@@ -109,6 +123,7 @@ def write(out: Path, found: Recovery, network: str, environment: Mapping[str, An
     out.mkdir(parents=True, exist_ok=True)
     records = [{"part": row.what, **dataclasses.asdict(row)} for row in found.incidents]
     records += [{"part": "trace", **dataclasses.asdict(row)} for row in found.trace]
+    records += [{"part": "processes", **dataclasses.asdict(row)} for row in found.kills]
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     (out / "recovery.jsonl").write_text(lines, encoding="utf-8")
     frame(records).to_csv(out / "recovery.csv", index=False)

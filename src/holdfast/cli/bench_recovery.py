@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 def recovery(
     quick: Annotated[bool, typer.Option("--quick", help="A few cells, in seconds.")] = False,
-    part: Annotated[list[str] | None, typer.Option("--part", metavar="NAME", help="crash, lie or trace; repeatable.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option("--part", metavar="NAME", help="crash, lie, trace or processes; repeatable.")
+    ] = None,
     network: Annotated[str, typer.Option("--network", metavar="NAME", help="local, gigabit, wan or mixed.")] = "gigabit",
     life: Annotated[
         list[float] | None, typer.Option("--life-hours", metavar="X", help="How long a machine stays, on average; repeatable.")
