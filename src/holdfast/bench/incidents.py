@@ -73,8 +73,16 @@ class _Told:
     result: Any
 
 
+def comes(stage: int, moment: Moment) -> bool:
+    """Whether the worker of `stage` ever comes to that moment: that of stage 1 shadows nobody."""
+    return stage > 1 or not moment.startswith("shadow")
+
+
 def crash(network: str, size: Size, way: str, stages: Sequence[int], moment: Moment) -> Incident:
-    """The workers of `stages` go at the same moment of step CRASHED; `way` is the defence: what is done about it."""
+    """The workers of `stages` go at the same moment of step CRASHED; `way` is the defence: what is done about it.
+
+    Who goes at the seal goes after the step: the loss is in the next one then, with that of new shadows.
+    """
     faults = tuple(str(Fault("crash", CRASHED, stage, at=moment)) for stage in stages)
     calm, told = _run(network, size, way), _run(network, size, way, faults=faults)
     step_s = _lasted(calm, CRASHED)

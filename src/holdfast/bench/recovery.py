@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.bench.described import Size
-from holdfast.bench.incidents import CHECKPOINT, MOMENTS, STAGES, TAKEOVER, Incident, crash, lie
+from holdfast.bench.incidents import CHECKPOINT, MOMENTS, STAGES, TAKEOVER, Incident, comes, crash, lie
 from holdfast.bench.kept import Kept
 from holdfast.bench.killed import Kill, kill_config, kill_some
 from holdfast.bench.spot import Market
@@ -131,15 +131,14 @@ def _kills(plan: Plan, kept: Kept, tell: Tell) -> list[Kill]:
     found = kept.get(cell, lambda: [dataclasses.asdict(kill) for kill in kill_some(config, plan.kills, seed)])
     kills = [Kill(**row) for row in found]
     for kill in kills:
-        tell(
-            f"[processes] {kill.worker} killed: noticed after {kill.detection_s:.2f} s, step sealed {kill.takeover_s:.2f} s later"
-        )
+        told = f"noticed after {kill.detection_s:.2f} s, step sealed {kill.takeover_s:.2f} s later"
+        tell(f"[processes] {kill.worker} killed: {told}")
     return kills
 
 
 def _crashes(plan: Plan, kept: Kept, tell: Tell) -> list[Incident]:
     struck: list[tuple[str, tuple[int, ...], Moment]] = []
-    struck += [(TAKEOVER, (stage,), moment) for stage in plan.stages for moment in plan.moments]
+    struck += [(TAKEOVER, (stage,), moment) for stage in plan.stages for moment in plan.moments if comes(stage, moment)]
     struck += [(CHECKPOINT, (stage,), moment) for stage in plan.stages for moment in plan.fallback_moments]
     struck += [(way, stages, "begin") for stages in plan.together for way in (TAKEOVER, CHECKPOINT)]
     rows = []

@@ -59,21 +59,22 @@ def _matrix(axes: Any, rows: Sequence[Incident]) -> None:
 
     stages = sorted({row.stages[0] for row in rows})
     moments = [str(moment) for moment in MOMENTS if any(row.moment == moment for row in rows)]
-    most = max((row.extra_s for row in rows), default=1.0)
+    most = max((row.extra_s + row.shadows_s for row in rows), default=1.0)
     colours = LinearSegmentedColormap.from_list("lost", ["#F6F4EE", SKY, BLUE])
     for row in rows:
         x, y = stages.index(row.stages[0]), moments.index(row.moment)
-        share = max(0.0, row.extra_s) / most if most > 0 else 0.0
+        seconds = row.extra_s + row.shadows_s
+        share = max(0.0, seconds) / most if most > 0 else 0.0
         axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colours(share), edgecolor="none"))
         ink = "white" if share > 0.7 else INK
-        axes.text(x + 0.5, y + 0.5, f"{row.extra_s:.1f}", ha="center", va="center", fontsize=8.5, color=ink)
+        axes.text(x + 0.5, y + 0.5, f"{seconds:.1f}", ha="center", va="center", fontsize=8.5, color=ink)
     axes.set(xlim=(0, len(stages)), ylim=(len(moments), 0), xlabel="stage whose worker goes")
     axes.set_xticks([x + 0.5 for x in range(len(stages))], [str(stage) for stage in stages])
     axes.set_yticks([y + 0.5 for y in range(len(moments))], moments)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     lost = sum(row.steps_lost for row in rows)
-    axes.set_title(f"Takeover: seconds lost; {lost or 'no'} steps", loc="left", fontweight="bold", fontsize=9.5)
+    axes.set_title(f"Takeover, new shadows: seconds lost; {lost or 'no'} steps", loc="left", fontweight="bold", fontsize=9.5)
 
 
 def _both(axes: Any, rows: Sequence[Incident]) -> None:
@@ -88,7 +89,7 @@ def _both(axes: Any, rows: Sequence[Incident]) -> None:
         axes.bar(x, shadows, bottom=mean, width=0.55, color=SKY, zorder=2)
         for place, row in enumerate(mine):
             offset = 0.36 + 0.1 * place / max(1, len(mine) - 1)
-            axes.plot([x + offset], [row.extra_s], "o", ms=2.6, color=INK, alpha=0.55, zorder=3)
+            axes.plot([x + offset], [row.extra_s + row.shadows_s], "o", ms=2.6, color=INK, alpha=0.55, zorder=3)
         lost = sum(row.steps_lost for row in mine) / len(mine)
         axes.text(x, mean + shadows, f"{mean + shadows:.1f} s\n{lost:g} steps lost", ha="center", va="bottom", fontsize=8)
     tallest = max(row.extra_s + row.shadows_s for row in rows)

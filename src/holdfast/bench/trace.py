@@ -111,7 +111,7 @@ def day(network: str, size: Size, way: Ways, market: Market, hours: float, resta
 
 
 def _calm_figures(moments: list[tuple[int, float]], every: int) -> tuple[float, float, float]:
-    """A step, what a checkpoint adds to the one after it, and a deployment: the shortest there were, so of calm times."""
+    """A step, what a checkpoint adds to the one after it, and the first deployment: the least there were, so of calm times."""
     plain, kept = math.inf, math.inf
     for (before, began), (step, ended) in pairwise(moments):
         if step == before + 1:
@@ -119,9 +119,11 @@ def _calm_figures(moments: list[tuple[int, float]], every: int) -> tuple[float, 
                 kept = min(kept, ended - began)
             else:
                 plain = min(plain, ended - began)
-    plain = plain if plain < math.inf else moments[0][1] if moments else 0.0
     first = moments[0][1] if moments else 0.0
-    return plain, max(0.0, kept - plain) if kept < math.inf else 0.0, max(0.0, first - plain)
+    if plain == math.inf:  # a checkpoint after every step is a part of each
+        plain = kept if kept < math.inf else first
+    checkpoint_s = max(0.0, kept - plain) if kept < math.inf else 0.0
+    return plain, checkpoint_s, max(0.0, first - plain)
 
 
 def expected_goodput(calm: Day, market: Market, clean_step_s: float, restart_s: float = 0.0) -> float:
