@@ -150,7 +150,7 @@ def _one_core(axes: Any, rows: Sequence[RealRow]) -> None:
             _note(axes, f"{row.cpu_ratio:.2f}", (row.cpu_ratio, y), (0, -14), ha="center")
         if row.operations_ratio is not None:
             axes.plot([row.operations_ratio], [y], marker="D", ms=6, color=colour, zorder=4)
-            _note(axes, f"{row.operations_ratio:.2f}", (row.operations_ratio, y), (0, 8), ha="center")
+            _note(axes, f"{row.operations_ratio:.2f}", (row.operations_ratio, y), (-3, 8), ha="center")
     where = [y for y, row in enumerate(shown) if row.way == SPOT_CHECK]
     for y in where:
         axes.plot([WANTED_OPERATIONS] * 2, [y - 0.3, y + 0.3], color=VERMILION, lw=2, zorder=2)
@@ -172,21 +172,22 @@ def _processes(axes: Any, rows: Sequence[RealRow]) -> None:
     ticks, labels, y = [], [], 0.0
     most = max(row.cpu_s or 0.0 for row in rows)
     for schedule in schedules:
-        of_torch = next((row.cpu_s for row in rows if (row.schedule, row.way) == (schedule, TORCH)), None)
         for row in (row for row in rows if row.schedule == schedule):
             spent, speed = row.cpu_s or 0.0, row.tokens_per_second or 0.0
             colour = {TORCH: GREY, OFF: INK}.get(row.way, COLOURS.get(row.way, GREY))
-            ratio = f"{spent / of_torch:.2f}x  " if of_torch else ""
+            base = "" if row.way == row.of else f"{row.cpu_ratio:.2f}x of {'torch' if row.of == TORCH else 'off'}  "
             axes.barh(y, spent, height=0.74, color=colour, zorder=2)
-            axes.text(spent + 0.015 * most, y, f"{ratio}({speed:,.0f} tokens/s)", va="center", fontsize=7.5)
+            axes.text(spent + 0.015 * most, y, f"{base}({speed:,.0f} tokens/s)", va="center", fontsize=7.5)
             ticks.append(y)
             labels.append(f"{NAMES.get(row.way, row.way)}")
             y += 1
         name, first = {"gpipe": "GPipe", "1f1b": "1F1B"}[schedule], len([row for row in rows if row.schedule == schedule])
-        axes.text(1.6 * most, ticks[-first], name, ha="right", va="center", fontsize=9, color=GREY)
+        axes.text(1.66 * most, ticks[-first], name, ha="right", va="center", fontsize=9, color=GREY)
         y += 0.5
     axes.set_yticks(ticks, labels)
-    axes.set(ylim=(y - 0.6, -0.7), xlim=(0, 1.6 * most), xlabel="processor seconds a step, all processes; / torch; (wall)")
+    axes.set(
+        ylim=(y - 0.6, -0.7), xlim=(0, 1.66 * most), xlabel="processor seconds a step, all processes; in brackets by the wall"
+    )
     axes.tick_params(axis="y", length=0)
     _finish(axes, "Real: a process a worker, shared cores")
 
