@@ -48,6 +48,8 @@ def test_a_broken_promise_is_a_finding(holdfast, tmp_path: Path, monkeypatch: py
         (("--part", "all"), "known are virtual, memory, processes"),
         (("--network", "moon"), "known are local, gigabit, wan, mixed"),
         (("--stages", "2"), "--stages"),
+        (("--quick", "--part", "virtual", "--forward-seconds", "-1"), "seconds_per_forward"),
+        (("--quick", "--part", "virtual", "--network", "mixed", "--stages", "4"), "6 devices"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(holdfast, tmp_path: Path, words, told: str) -> None:

@@ -42,6 +42,7 @@ def test_other_weights_are_exit_code_1(holdfast, tmp_path: Path, monkeypatch: py
         (("--part", "all"), "known are crash, lie, trace, processes"),
         (("--network", "moon"), "known are local, gigabit, wan, mixed"),
         (("--life-hours", "0"), "needed is a time greater than 0"),
+        (("--restart-seconds", "-1"), "needed is a time of 0 or more"),
         (("--hours", "nan"), "needed is a time greater than 0"),
     ],
 )

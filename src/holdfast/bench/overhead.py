@@ -19,6 +19,7 @@ from holdfast.bench.overhead_rows import RealRow, VirtualRow, first_of_each, rea
 from holdfast.bench.real import RealCost, Workload, in_memory, in_processes
 from holdfast.bench.virtual import Cost, measure, overhead
 from holdfast.config import Schedule
+from holdfast.errors import ConfigError
 
 PARTS = ("virtual", "memory", "processes")
 DUPLICATE = "duplicate"
@@ -124,6 +125,10 @@ def run(plan: Plan, kept: Kept, tell: Tell = lambda _line: None) -> Found:
 
 
 def _run_virtual(plan: Plan, kept: Kept, tell: Tell) -> list[VirtualRow]:
+    if not plan.settings():
+        raise ConfigError(
+            f"nothing to measure: the network 'mixed' has {len(MIXED_SPEEDS)} devices, so it needs --stages {len(MIXED_SPEEDS)}"
+        )
     settings = sorted(plan.settings(), key=lambda s: (s.stages, s.micro_batches))  # what is prepared for one serves the next
     rows = []
     for number, setting in enumerate(settings, start=1):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from holdfast.cluster import Cluster, Deployment
 from holdfast.crew import Processes, Staging, processes
-from holdfast.errors import FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded, SetupError
 from holdfast.event import Event, StepSealed
 from holdfast.job import Job
 
 
 class ProcessPipeline:
-    """Every seat filled and no step taken; this process is the initiator's. Linux only: it reads /proc."""
+    """Every seat filled and no step taken; this process is the initiator's. Raises SetupError where there is no /proc."""
 
     def __init__(self, job: Job) -> None:
+        if not Path("/proc/self/stat").is_file():
+            raise SetupError(
+                "the time and memory of other processes are read from /proc, which this machine lacks; measure the other parts"
+            )
         self._machines = processes(Staging(job.config))
         self._loss = 0.0
         try:

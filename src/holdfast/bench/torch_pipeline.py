@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from holdfast.config import RunConfig
-from holdfast.errors import MissingExtra
+from holdfast.errors import SetupError
 from holdfast.execution import cross_entropy
 from holdfast.job import Job, prepare
 from holdfast.optimizer import learning_rate, parameter_groups
@@ -29,11 +29,13 @@ PATIENCE = timedelta(seconds=300)
 
 
 def require_pipelining() -> Mapping[str, Any]:
-    """Torch's schedules by our names; raises MissingExtra where this torch was built without them."""
+    """Torch's schedules by our names; raises SetupError where this torch was built without them."""
     try:
         from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
-    except ImportError:
-        raise MissingExtra("torch.distributed.pipelining", extra="bench", purpose="the comparison with torch") from None
+    except ImportError as error:
+        raise SetupError(
+            f"this torch has no torch.distributed.pipelining to compare with ({error}); measure the other parts"
+        ) from None
     return {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 

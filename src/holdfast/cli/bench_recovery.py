@@ -61,6 +61,8 @@ def recovery(
         for value in values or ():
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{option} {value}: needed is a time greater than 0")
+    if restart is not None and not 0 <= restart < float("inf"):
+        raise ConfigError(f"--restart-seconds {restart}: needed is a time of 0 or more")
     plan = replace(experiment.quick() if quick else experiment.Plan(), network=network, seeds=tuple(range(seeds)))
     given = {
         "parts": tuple(name for name in experiment.PARTS if name in part) if part else None,
