@@ -8,7 +8,6 @@ The protocol runs as it is, on small tensors that count for large ones (`bench.d
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ from holdfast.settings import merge
 from holdfast.trainer import Trainer
 
 STAGES, MICRO_BATCHES = 6, 4
-EVERY, CRASHED, STEPS = 5, 7, 10
+EVERY, CRASHED, STEPS = 6, 8, 12
 """Steps between checkpoints; the step in which a worker goes, two after one; steps of the run."""
 LIED, STEPS_WITH_A_LIE = 2, 3
 
@@ -38,8 +37,9 @@ class Incident:
     """What one run came to, against the same run in which nothing happened.
 
     `steps_lost` are steps that had been sealed and were computed again, `extra_s` the seconds by which the step in question
-    ended later, `shadows_s` what seating new shadows added to the next one, `slower` the steps after that over those before
-    (nobody came in the lost one's place). `formula_s` is what a rollback should cost by arithmetic (None: there was none).
+    ended later, `shadows_s` what the next two took longer than those after them, because new shadows were seated, `slower` the
+    last step over that before the incident (nobody came in the lost one's place). `formula_s` is what a rollback should cost
+    by arithmetic (None: there was none).
     """
 
     way: str
@@ -65,7 +65,6 @@ class _Told:
     """A run, by its events: when each step was sealed first, and the result."""
 
     sealed_s: dict[int, float]
-    counts: Counter[str]
     steps_lost: int
     rolled_back_s: float | None
     total_s: float
@@ -81,14 +80,14 @@ def comes(stage: int, moment: Moment) -> bool:
 def crash(network: str, size: Size, way: str, stages: Sequence[int], moment: Moment) -> Incident:
     """The workers of `stages` go at the same moment of step CRASHED; `way` is the defence: what is done about it.
 
-    Who goes at the seal goes after the step: the loss is in the next one then, with that of new shadows.
+    Who goes at the seal goes after the step: all of the loss is in the next two then.
     """
     faults = tuple(str(Fault("crash", CRASHED, stage, at=moment)) for stage in stages)
     calm, told = _run(network, size, way), _run(network, size, way, faults=faults)
     step_s = _lasted(calm, CRASHED)
     extra_s = _lasted(told, CRASHED) - step_s
-    after_s = _lasted(told, CRASHED + 2)
-    shadows_s = _lasted(told, CRASHED + 1) - after_s if told.counts["Reshadowed"] else 0.0
+    after_s = _lasted(told, STEPS - 1)
+    shadows_s = sum(_lasted(told, step) - after_s for step in (CRASHED + 1, CRASHED + 2))
     return _incident(way, "crash", tuple(stages), moment, calm, told, extra_s, step_s, shadows_s, after_s / step_s)
 
 
@@ -179,12 +178,10 @@ def incident_config(network: str, size: Size, way: str, steps: int, **more: Any)
 def _told(config: RunConfig) -> _Told:
     troupe = Troupe(config)
     sealed: dict[int, float] = {}
-    counts: Counter[str] = Counter()
     lost, fell, latest = 0, None, 0.0
 
     def observe(event: Event, seconds: float) -> None:
         nonlocal lost, fell, latest
-        counts[type(event).__name__] += 1
         latest = max(latest, seconds)
         match event:
             case StepSealed(step):
@@ -194,4 +191,4 @@ def _told(config: RunConfig) -> _Told:
                 fell = latest if fell is None else fell
 
     result = Trainer(config, observers=(observe, troupe.observe), cast=troupe, job=job_of(config)).run()
-    return _Told(sealed, counts, lost, fell, result.virtual_seconds, result.weights_digest, result)
+    return _Told(sealed, lost, fell, result.virtual_seconds, result.weights_digest, result)

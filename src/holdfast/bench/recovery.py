@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.bench.described import Size
-from holdfast.bench.incidents import CHECKPOINT, MOMENTS, STAGES, TAKEOVER, Incident, comes, crash, lie
+from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, MOMENTS, STAGES, STEPS, TAKEOVER, Incident, comes, crash, lie
 from holdfast.bench.kept import Kept
 from holdfast.bench.killed import Kill, kill_config, kill_some
 from holdfast.bench.spot import Market
@@ -23,6 +23,7 @@ from holdfast.faults import Moment
 
 PARTS = ("crash", "lie", "trace", "processes")
 UNTRUSTED = tuple(range(1, STAGES - 1))
+WHEN = [EVERY, CRASHED, STEPS]
 REMEDIES = ("replace", "skip", "restart", "relay")
 FOUND_LATER = "spot-check,check_steps=1"
 WAYS = (Ways(TAKEOVER, 16), Ways(CHECKPOINT, 1), Ways(CHECKPOINT, 4), Ways(CHECKPOINT, 16))
@@ -143,7 +144,7 @@ def _crashes(plan: Plan, kept: Kept, tell: Tell) -> list[Incident]:
     struck += [(way, stages, "begin") for stages in plan.together for way in (TAKEOVER, CHECKPOINT)]
     rows = []
     for number, (way, stages, moment) in enumerate(struck, start=1):
-        cell = {"part": "crash", "way": way, "stages": list(stages), "moment": moment, **_place(plan)}
+        cell = {"part": "crash", "way": way, "stages": list(stages), "moment": moment, "steps": WHEN, **_place(plan)}
         row = _incident(kept, cell, lambda w=way, s=stages, m=moment: crash(plan.network, plan.size, w, s, m))  # type: ignore[misc]
         rows.append(row)
         tell(f"[crash {number}/{len(struck)}] {way}, stages {stages} at {moment}: {row.steps_lost} steps, {row.extra_s:.1f} s")

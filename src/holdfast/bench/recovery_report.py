@@ -75,7 +75,7 @@ Virtual time of a described cluster; the protocol runs as it is, on small tensor
 duplication, the shadow's worker goes on. *Checkpoint*: defences off, the run goes back to its last checkpoint, without the
 lost one. *Steps lost*: sealed steps that were computed again. *Seconds lost*: by how much later the step in question is
 sealed than in the same run without incident. *By formula* (rollbacks): what the step had taken when it was given up, a new
-deployment, and the steps since the checkpoint. *New shadows*: what seating them adds to the next step. *Slower after it*:
+deployment, and the steps since the checkpoint. *New shadows*: what seating them adds to the next two steps. *Slower after it*:
 nobody comes in the lost one's place. *Weights*: against the run without incident, to the bit.
 
 *Goodput*: steps that stand at the end of the day, over those of a day with defences off in which nobody goes. *By formula*:
