@@ -170,6 +170,9 @@ def _goodput(axes: Any, rows: Sequence[TraceRow]) -> None:
             at = x + (place - (len(ways) - 1) / 2) * width
             mean = sum(row.goodput for row in mine) / len(mine)
             axes.bar(at, mean, width=0.9 * width, color=_colour(mine[0], rows), zorder=2)
+            if len(mine) > 1:
+                low, high = min(row.goodput for row in mine), max(row.goodput for row in mine)
+                axes.plot([at, at], [low, high], color=INK, lw=1.1, zorder=3)
             axes.plot([at], [mine[0].expected], "o", ms=4, mfc="white", mec=INK, mew=1.0, zorder=3)
             axes.text(at, 0.015, f"{mean:.2f}", ha="center", va="bottom", fontsize=7, color="white", zorder=3)
     axes.axhline(1, color=GREY, lw=0.8, ls=(0, (2, 2)), zorder=1)

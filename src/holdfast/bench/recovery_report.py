@@ -44,18 +44,19 @@ LIES: Mapping[str, Callable[[Sequence[Incident]], str]] = {
     "weights": lambda rows: "equal" if all(row.equal for row in rows) else "other",
 }
 
-TRACE: Mapping[str, Callable[[TraceRow], str]] = {
-    "way": lambda row: f"{IN_SHORT.get(row.defence, row.defence)}, every {row.every}",
-    "a machine stays": lambda row: f"{row.life_h:g} h",
-    "went": lambda row: str(row.lost_workers),
-    "rollbacks": lambda row: str(row.rollbacks),
-    "steps that stand": lambda row: str(row.steps),
-    "computed": lambda row: str(row.computed),
-    "goodput": lambda row: f"{row.goodput:.3f}",
-    "by formula": lambda row: f"{row.expected:.3f}",
-    "of its own calm day": lambda row: f"{row.of_own:.3f}",
-    "a checkpoint": lambda row: f"{row.checkpoint_s:.0f} s",
-    "ended early": lambda row: row.ended or NOTHING,
+TRACE: Mapping[str, Callable[[Sequence[TraceRow]], str]] = {
+    "way": lambda rows: _way(rows[0]),
+    "a machine stays": lambda rows: f"{rows[0].life_h:g} h",
+    "days": lambda rows: str(len(rows)),
+    "went": lambda rows: _several([row.lost_workers for row in rows]),
+    "rollbacks": lambda rows: _several([row.rollbacks for row in rows]),
+    "steps that stand": lambda rows: _several([row.steps for row in rows]),
+    "computed": lambda rows: _several([row.computed for row in rows]),
+    "goodput": lambda rows: _shares([row.goodput for row in rows]),
+    "by formula": lambda rows: f"{rows[0].expected:.3f}",
+    "of its own calm day": lambda rows: _shares([row.of_own for row in rows]),
+    "a checkpoint": lambda rows: f"{rows[0].checkpoint_s:.0f} s" if rows[0].every > 1 else "in the step",
+    "ended early": lambda rows: "; ".join(dict.fromkeys(row.ended for row in rows if row.ended)) or NOTHING,
 }
 
 KILLS: Mapping[str, Callable[[Kill], str]] = {
@@ -75,13 +76,13 @@ Virtual time of a described cluster; the protocol runs as it is, on small tensor
 duplication, the shadow's worker goes on. *Checkpoint*: defences off, the run goes back to its last checkpoint, without the
 lost one. *Steps lost*: sealed steps that were computed again. *Seconds lost*: by how much later the step in question is
 sealed than in the same run without incident. *By formula* (rollbacks): what the step had taken when it was given up, a new
-deployment, and the steps since the checkpoint. *New shadows*: what seating them adds to the next two steps. *Slower after it*:
-nobody comes in the lost one's place. *Weights*: against the run without incident, to the bit.
+deployment, and the steps since the checkpoint. *New shadows*: what seating them adds to the next two steps. *Slower after
+it*: nobody comes in the lost one's place. *Weights*: against the run without incident, to the bit.
 
-*Goodput*: steps that stand at the end of the day, over those of a day with defences off in which nobody goes. *By formula*:
-to the first order: each interval of T seconds of work and a checkpoint of C takes (1/f + R)(exp(f(T+C)) - 1) at f failures a
-second with a new deployment of R (Daly 2006); with takeover a loss costs one step. Starting new processes takes no time here,
-which is to the favour of checkpoints.
+*Goodput* (mean, least to greatest): steps that stand at the end of the day, over those of a day with defences off in which
+nobody goes. *By formula*: to the first order: each interval of T seconds of work and a checkpoint of C takes (1/f +
+R)(exp(f(T+C)) - 1) at f failures a second with a new deployment of R (Daly 2006); with takeover a loss costs one step.
+Starting new processes takes no time here, which is to the favour of checkpoints.
 """
 
 
@@ -97,7 +98,7 @@ def sections(found: Recovery) -> list[tuple[str, str]]:
         (f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}", table(alone, CRASHES)),
         ("Several go at once", table([row for row in crashes if row not in alone], CRASHES)),
         ("One lie", table(groups.values(), LIES)),
-        ("A day among machines that come and go", table(found.trace, TRACE)),
+        ("A day among machines that come and go", table(_days(found), TRACE)),
         ("Processes killed on this machine (real seconds)", table(found.kills, KILLS)),
     ]
     return [(title, text) for title, text in parts if text]
@@ -112,9 +113,9 @@ def summary(found: Recovery) -> list[str]:
             lost, seconds = [row.steps_lost for row in rows], _seconds([row.extra_s for row in rows])
             equal = sum(row.equal for row in rows)
             told.append(f"{name}: {_several(lost)} steps and {seconds} s lost; weights equal in {equal} of {len(rows)} crashes")
-    for row in found.trace:
-        way = f"{IN_SHORT.get(row.defence, row.defence)}, checkpoint every {row.every}"
-        told.append(f"{way}, a machine stays {row.life_h:g} h: goodput {row.goodput:.3f} ({row.expected:.3f} by formula)")
+    for days in _days(found):
+        goodput, first = _shares([day.goodput for day in days]), days[0]
+        told.append(f"{_way(first)}, a machine stays {first.life_h:g} h: goodput {goodput}, {first.expected:.3f} by formula")
     return told
 
 
@@ -141,6 +142,27 @@ def write(out: Path, found: Recovery, network: str, environment: Mapping[str, An
     parts += ["The calm days:\n", days] if days else []
     parts += [json.dumps(dict(environment)) + "\n"]
     (out / "recovery.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _days(found: Recovery) -> list[list[TraceRow]]:
+    """Days that differ in their seed alone, together."""
+    groups: dict[tuple[str, int, float], list[TraceRow]] = {}
+    for row in found.trace:
+        groups.setdefault((row.defence, row.every, row.life_h), []).append(row)
+    return list(groups.values())
+
+
+def _way(row: TraceRow) -> str:
+    return f"{IN_SHORT.get(row.defence, row.defence)}, checkpoint every {row.every}"
+
+
+def _shares(values: Sequence[float]) -> str:
+    """
+    >>> _shares([0.5]), _shares([0.25, 0.5, 0.75])
+    ('0.500', '0.500 (0.250 to 0.750)')
+    """
+    middle = f"{statistics.mean(values):.3f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _several(values: Sequence[int]) -> str:
