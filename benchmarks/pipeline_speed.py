@@ -12,151 +12,14 @@ costs, and is less disturbed by whatever else the machine does.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import socket
 import statistics
 import time
-from collections.abc import Sequence
-from datetime import timedelta
-from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from measure import job_of, show, spread
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from holdfast.cluster import Cluster, Deployment
-from holdfast.crew import Staging, processes
-from holdfast.event import Event, StepSealed
-from holdfast.execution import cross_entropy
-from holdfast.job import Job
-from holdfast.optimizer import learning_rate, parameter_groups
-from holdfast.partition import StageModule
-
-SPAWN = multiprocessing.get_context("spawn")
-TORCH_SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-PATIENCE = timedelta(seconds=300)
-
-
-# -- torch ---------------------------------------------------------------------------------------------------------------
-
-
-def torch_stage(rank: int, port: int, settings: Sequence[str], pipe: Connection) -> None:
-    """The process of one stage: steps through each range of numbers that it is sent, and answers with loss and CPU seconds."""
-    torch.set_num_threads(1)
-    job = job_of(*settings)
-    config, stages = job.config, job.plan.stages
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=stages, timeout=PATIENCE)
-    module = StageModule(job.source.config, job.plan, rank)
-    module.load_weights(job.initial_state(rank).weights)
-    options = config.optimizer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, options), lr=1.0, betas=(options.beta1, options.beta2), eps=options.epsilon
-    )
-    stage = PipelineStage(module, rank, stages, torch.device("cpu"))
-    schedule = TORCH_SCHEDULES[config.pipeline.schedule](stage, config.pipeline.micro_batches, cross_entropy)
-    while (numbers := pipe.recv()) is not None:
-        began, loss = time.process_time(), 0.0
-        for number in numbers:
-            loss = torch_step(job, module, optimizer, schedule, number)
-        pipe.send((loss, time.process_time() - began))
-    dist.destroy_process_group()
-
-
-def torch_step(job: Job, module: StageModule, optimizer: torch.optim.Optimizer, schedule: Any, number: int) -> float:
-    """One optimizer step; the loss, which the last stage alone knows."""
-    tokens = job.batches.batch(number).flatten(0, 1)
-    losses: list[torch.Tensor] = []
-    if module.first:
-        schedule.step(tokens[:, :-1].contiguous(), return_outputs=False)
-    elif module.last:
-        schedule.step(target=tokens[:, 1:].contiguous(), losses=losses, return_outputs=False)
-    else:
-        schedule.step(return_outputs=False)
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    square = sum((torch.linalg.vector_norm(gradient) ** 2 for gradient in gradients), torch.zeros(()))
-    dist.all_reduce(square)
-    scale = torch.clamp(job.config.optimizer.clip_norm / (square.sqrt() + 1e-6), max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(job.config.optimizer, number, job.config.training.steps)
-    optimizer.step()
-    optimizer.zero_grad()
-    return sum(loss.item() for loss in losses) / max(1, len(losses))
-
-
-class Torch:
-    """One process a stage, idle between two calls of `run`."""
-
-    def __init__(self, settings: Sequence[str], stages: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = int(server.getsockname()[1])
-        self._pipes = []
-        for rank in range(stages):
-            here, there = SPAWN.Pipe()
-            SPAWN.Process(target=torch_stage, args=(rank, port, settings, there), daemon=True).start()
-            self._pipes.append(here)
-
-    def run(self, numbers: range) -> tuple[float, float]:
-        """The last loss, and the CPU seconds of all processes."""
-        for pipe in self._pipes:
-            pipe.send(numbers)
-        answers = [pipe.recv() for pipe in self._pipes]
-        return answers[-1][0], sum(seconds for _, seconds in answers)
-
-    def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.send(None)
-
-
-# -- Holdfast ------------------------------------------------------------------------------------------------------------
-
-
-class Holdfast:
-    """The engine `processes` with every seat filled; this process is the initiator's."""
-
-    def __init__(self, job: Job) -> None:
-        self._machines = processes(Staging(job.config))
-        self._cluster = Cluster(Deployment("benchmark"), job, self._observe, self._machines)
-        self._cluster.deploy({stage: job.initial_state(stage) for stage in range(job.plan.stages)}, 0)
-        children = self._machines.crew.children  # type: ignore[attr-defined]
-        self._pids = [children.pid(name) for name in children.alive()]
-        self._loss = 0.0
-
-    def _observe(self, event: Event, _seconds: float) -> None:
-        if isinstance(event, StepSealed):
-            self._loss = event.loss
-
-    def run(self, numbers: range) -> tuple[float, float]:
-        """The last loss, and the CPU seconds of all processes."""
-        began = self._cpu_s()
-        for number in numbers:
-            broken = self._cluster.run_step(number)
-            if broken is not None:
-                raise RuntimeError(broken)
-        return self._loss, self._cpu_s() - began
-
-    def _cpu_s(self) -> float:
-        return time.process_time() + sum(cpu_s(pid) for pid in self._pids)
-
-    def computed_s(self) -> float:
-        """Seconds that all stages have computed, by the clock on the wall."""
-        kinds = self._cluster.launcher.seconds_by_kind
-        return sum(kinds.values())
-
-    def close(self) -> None:
-        self._machines.close()
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds that a process has computed, all its threads together."""
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
+from holdfast.bench.process_pipeline import ProcessPipeline
+from holdfast.bench.torch_pipeline import TorchPipeline
 
 # -- the comparison ------------------------------------------------------------------------------------------------------
 
@@ -175,7 +38,7 @@ def compare(options: argparse.Namespace, schedule: str) -> list[str]:
         f"data.sequence_length={options.sequence}",
     ]
     job = job_of(*settings)
-    theirs, ours = Torch(settings, options.stages), Holdfast(job)
+    theirs, ours = TorchPipeline(job.config), ProcessPipeline(job)
     apart = abs(theirs.run(range(1))[0] - ours.run(range(1))[0])
     speeds: dict[str, list[float]] = {"theirs": [], "ours": []}
     costs: dict[str, list[float]] = {"theirs": [], "ours": []}
@@ -192,7 +55,7 @@ def compare(options: argparse.Namespace, schedule: str) -> list[str]:
             losses.append(loss)
         apart = max(apart, abs(losses[0] - losses[1]))
     passes = options.micro_batches * (options.steps * options.repeats + 1) * options.stages
-    pass_ms = 1e3 * ours.computed_s() / passes
+    pass_ms = 1e3 * ours.computed_s / passes
     theirs.close()
     ours.close()
     median = statistics.median
@@ -214,7 +77,7 @@ def compare(options: argparse.Namespace, schedule: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedules", nargs="+", default=["gpipe", "1f1b"], choices=list(TORCH_SCHEDULES))
+    parser.add_argument("--schedules", nargs="+", default=["gpipe", "1f1b"], choices=["gpipe", "1f1b"])
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)

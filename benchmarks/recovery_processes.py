@@ -15,22 +15,9 @@ from pathlib import Path
 
 from measure import environment, show, spread
 
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.bench.killed import kill_config
 from holdfast.testing.chaos import Chaos, Kills, Loss, losses
 from holdfast.trainer import Trainer
-
-
-def config_of(arguments: argparse.Namespace) -> RunConfig:
-    steps = 12 + 8 * arguments.kills
-    settings = [
-        f"model.name=gpt2:layers={arguments.stages},width={arguments.width},heads=4",
-        "data.name=synthetic:order=1,symbols=32,tokens=200000",
-        f"pipeline.stages={arguments.stages}",
-        f"pipeline.micro_batches={arguments.micro_batches}",
-        f"training.steps={steps}",
-        "pipeline.engine=processes",
-    ]
-    return resolve(assign({}, settings))
 
 
 def main() -> int:
@@ -42,7 +29,7 @@ def main() -> int:
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--jsonl", type=Path, help="write a line for each kill and one for the environment here")
     arguments = parser.parse_args()
-    config = config_of(arguments)
+    config = kill_config(arguments.kills, stages=arguments.stages, width=arguments.width, micro_batches=arguments.micro_batches)
     memory = config.model_copy(update={"pipeline": config.pipeline.model_copy(update={"engine": "memory"})})
     want = Trainer(memory).run().weights_digest
     strikes = Kills(arguments.seed, arguments.kills)

@@ -18,13 +18,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from measure import job_of, show, spread, start
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from holdfast.bench.operations import Operations
 from holdfast.cluster import Cluster
 from holdfast.message import Envelope, StateTransfer
 from holdfast.seeds import derive
@@ -33,19 +31,6 @@ from holdfast.verify.spotcheck import Sampling
 
 STAGES = 6
 DEFENCES = ("none", "spot-check")
-
-
-class Operations(TorchDispatchMode):
-    """Counts the floating-point operations of matrix products and attention, forward and backward, by torch's own formulas."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 @dataclass

@@ -190,3 +190,15 @@ def test_the_sender_of_a_state_is_told_its_version_its_digest_and_whose_it_will_
     members.seal({})
     members.distrust(3, "w0")
     assert members.transfers() == [("w3", SendState(3, 1, "w0", Role.SHADOW, members.digests[3]))]
+
+
+def test_with_defences_off_a_state_that_nobody_sealed_a_digest_of_is_believed():
+    """Without a check there is no sealed digest to hold it against; a worker that comes late would never get a seat."""
+    members = founded(shadowed=False)
+    members.seal(dict.fromkeys(DIGESTS, b""))
+    members.reseat(("w0", "w1", "w9", "w3", "w0"))
+    assert members.missing() == [(2, "w9")]
+    assert show(members, 2, "w9", b"as it came")
+    assert members.missing() == []
+    assert members.digests[2] == b"as it came", "which is what the worker is told to use"
+    assert not show(members, 2, "w2", b"another")

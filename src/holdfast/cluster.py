@@ -216,8 +216,9 @@ class Cluster:
     @property
     def _transfer_s(self) -> float:
         """Four times what the largest state (weights and two moments) takes on a link of the described cluster."""
-        largest = 3 * max(self._job.plan.parameter_bytes(self._job.dtype))
-        return 4 * largest / self._job.config.cluster.bandwidth_bytes_per_s
+        described = self._job.config.cluster
+        largest = described.state_bytes or 3 * max(self._job.plan.parameter_bytes(self._job.dtype))
+        return 4 * largest / described.bandwidth_bytes_per_s
 
     def _clip(self, norms: Mapping[int, Sequence[float]]) -> Clipping:
         """Norms by stage put into model order: stages need not be in it (OPT names its last norm before its layers)."""

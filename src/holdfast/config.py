@@ -138,6 +138,8 @@ class ClusterConfig(Section):
     numerics: tuple[str, ...] | None = Field(None, description="how each stage's worker computes, by name (holdfast.numerics)")
     detection_s: float = Field(0.1, ge=0, description="time until a dead process is noticed")
     wire_check: bool = False
+    tensor_bytes: int | None = Field(None, gt=0, description="what a tensor between stages counts for; None: its own bytes")
+    state_bytes: int | None = Field(None, gt=0, description="what a stage's state counts for on a link; None: its own bytes")
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
 
 

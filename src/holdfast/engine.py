@@ -81,7 +81,14 @@ class MemoryEngine:
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
         config = self._config.cluster
         link = Link(config.latency_s, config.bandwidth_bytes_per_s)
-        described = Described(link, jitter_s=config.jitter_s, loss=config.loss, seed=config.seed)
+        described = Described(
+            link,
+            jitter_s=config.jitter_s,
+            loss=config.loss,
+            seed=config.seed,
+            tensor_bytes=config.tensor_bytes,
+            state_bytes=config.state_bytes,
+        )
         transport = MemoryTransport(described, wire_check=config.wire_check)
         speeds = config.speeds or (1.0,) * self._config.pipeline.stages
         names = names_of_workers(len(speeds))

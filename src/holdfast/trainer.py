@@ -268,6 +268,7 @@ class Trainer:
             self._lost.add(event.worker)
         if isinstance(event, Joined):
             self._lost.discard(event.worker)
+            self._fell = None  # whoever goes again in the same step has been back: that is no run in a circle
         self._meter.latest_s = max(self._meter.latest_s, seconds)
         at = self._before.virtual_s + self._meter.virtual_s + self._meter.latest_s
         for observer in self._observers:

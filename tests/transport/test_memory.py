@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from holdfast.message import Envelope, Seal, TiedWeight
+from holdfast.claim import Claim, ClaimKey, Direction, Header, Role, StageState
+from holdfast.message import Envelope, Seal, StateTransfer, TiedWeight
 from holdfast.transport import Cluster, Link, MemoryTransport, wire_bytes
 
 TENSOR = torch.zeros(1000)
@@ -119,3 +120,23 @@ def test_waiting_moves_the_clock_and_time_never_runs_back():
     assert transport.now_s == 3.0
     assert transport.next_s == math.inf
     assert transport.receive() is None
+
+
+def test_a_small_tensor_may_count_for_a_large_one():
+    """Tensors between stages and states only: what the last stage says to the first about tied weights stays as it is."""
+    key = ClaimKey(0, 0, Direction.FORWARD, 1, 0)
+    header = Header("run", key, 0, 0, "a", Role.PRIMARY, (b"i",), b"o")
+    claim = Envelope("a", "b", Claim(header, TENSOR))
+    with_origin = Envelope("a", "b", Claim(header, TENSOR, TENSOR))
+    state = Envelope("a", "b", StateTransfer(StageState(1, 0, 0, {"w": TENSOR}, {"w.exp_avg": TENSOR}), Role.SHADOW))
+    described = Cluster(tensor_bytes=10**6, state_bytes=10**8)
+    assert described.frame_bytes(claim) == wire_bytes(claim) - TENSOR.nbytes + 10**6
+    assert described.frame_bytes(with_origin) == wire_bytes(with_origin) - 2 * TENSOR.nbytes + 2 * 10**6
+    assert described.frame_bytes(state) == wire_bytes(state) - 2 * TENSOR.nbytes + 10**8
+    for envelope in (bulk(), control()):
+        assert described.frame_bytes(envelope) == wire_bytes(envelope)
+    assert Cluster().frame_bytes(claim) == wire_bytes(claim)
+    transport = MemoryTransport(Cluster(Link(0.0, 1e6), tensor_bytes=10**6))
+    transport.send(claim)
+    transport.receive()
+    assert transport.now_s == pytest.approx(1.0, rel=1e-2)

@@ -88,7 +88,7 @@ class Hooks:
 
     `observe(event, now_s)` gets every event; `on_lost(name, reason)` is called `detection_s` after a death, once; `on_refused`
     is called where an actor refuses a message with ProtocolError (by default the error goes on up); `on_joined(name)` where
-    a member came that was not there before (never in one process).
+    a member came that was not there before.
     """
 
     observe: Callable[[Event, float], None] = lambda _event, _now_s: None
@@ -139,6 +139,18 @@ class InProcess:
         member = self._members[name]
         if member.alive:
             self._die(member, "killed")
+
+    def join(self, actor: Actor) -> None:
+        """A machine comes that was not there, or is back with nothing of what it had: nobody's name who is alive."""
+        known = self._members.get(actor.name)
+        assert known is None or not known.alive, f"{actor.name} is there already"
+        self._members[actor.name] = _Member(actor)
+        self._send(self._hooks.on_joined(actor.name))
+        self._look_at_all()
+
+    def later(self, delay_s: float, act: Callable[[], None]) -> None:
+        """`act()` is called when the clock has moved on by `delay_s`, if the run lasts that long."""
+        self._at(delay_s, _act, next(iter(self._members.values())), act)
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Run until `done()`, asked after every event. Raises Deadlock when nothing can happen any more."""
@@ -339,6 +351,10 @@ class _Outcome:
 
 
 _Handler = Callable[[_Member, Any], None]
+
+
+def _act(_member: _Member, act: Callable[[], None]) -> None:
+    act()
 
 
 def _no_timers(token: Hashable) -> Sequence[Envelope]:

@@ -6,6 +6,9 @@
 
 Delivery is reliable, so `loss` is a delay: each lost transmission costs a timeout and the transmission again. All random
 numbers come from one seed and are drawn in the order of sending: the same run gives the same arrivals.
+
+A small model may stand for a large one: `tensor_bytes` and `state_bytes` are what a tensor between stages and a stage's state
+count for then, whatever their real size.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from holdfast import seeds
+from holdfast.claim import Claim, StageState
 from holdfast.errors import NetworkError
-from holdfast.message import Envelope
+from holdfast.message import Envelope, Offer, StateTransfer
 from holdfast.transport.base import Traffic, Transport
 from holdfast.transport.wire import WITH_TENSORS, decode_envelope, encode, wire_bytes
 
@@ -36,16 +40,35 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`links` overrides `default` for pairs (sender, recipient); jitter is uniform in [0, `jitter_s`]; 0 <= `loss` < 1."""
+    """`links` overrides `default` for pairs (sender, recipient); jitter is uniform in [0, `jitter_s`]; 0 <= `loss` < 1.
+
+    `tensor_bytes` is of one tensor between stages, `state_bytes` of one stage's weights and moments (None: as they are).
+    """
 
     default: Link = Link()
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     jitter_s: float = 0.0
     loss: float = 0.0
     seed: int = 0
+    tensor_bytes: int | None = None
+    state_bytes: int | None = None
 
     def link(self, sender: str, recipient: str) -> Link:
         return self.links.get((sender, recipient), self.default)
+
+    def frame_bytes(self, envelope: Envelope) -> int:
+        """What an envelope counts for on its way."""
+        size, message = wire_bytes(envelope), envelope.message
+        if isinstance(message, Claim) and self.tensor_bytes is not None:
+            for tensor in (message.tensor, message.origin):
+                size += 0 if tensor is None else self.tensor_bytes - tensor.nbytes
+        elif isinstance(message, StateTransfer | Offer) and self.state_bytes is not None:
+            size += self.state_bytes - _state_bytes(message.state)
+        return max(size, 0)
+
+
+def _state_bytes(state: StageState) -> int:
+    return sum(tensor.nbytes for tensors in (state.weights, state.moments) for tensor in tensors.values())
 
 
 class MemoryTransport(Transport):
@@ -96,7 +119,7 @@ class MemoryTransport(Transport):
     def _arrival(self, envelope: Envelope) -> float:
         sender, recipient = envelope.sender, envelope.recipient
         link = self._cluster.link(sender, recipient)
-        size = wire_bytes(envelope)
+        size = self._cluster.frame_bytes(envelope)
         self.traffic.add(sender, size)
         transmission_s = size / link.bandwidth_bytes_per_s
         delay_s = link.latency_s + self._disturbance(link, transmission_s)
