@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import DataConfig
-from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, validation_blocks
+from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, part_of, validation_blocks
 from holdfast.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from holdfast.partition import describe
 
@@ -68,7 +68,7 @@ def evaluate_directory(
     directory = _model_directory(path)
     base = _adapter_base(directory)
     tokenizer = load_tokenizer(data.tokenizer or _with_tokenizer(directory, base))
-    corpus = load_corpus(data.name, seed)
+    corpus = part_of(load_corpus(data.name, seed), *data.train_part)
     documents = {"validation": corpus.validation, "train": corpus.train, "all": (*corpus.train, *corpus.validation)}[part]
     tokens = pack_measured(documents, tokenizer, limit_tokens=data.validation_tokens + data.sequence_length)
     blocks = validation_blocks(tokens, data.sequence_length, data.validation_tokens)
