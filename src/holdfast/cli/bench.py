@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from holdfast.cli import bench_backdoor, bench_detection, bench_roc
+from holdfast.cli import bench_backdoor, bench_detection, bench_roc, bench_tables
 
 app = typer.Typer(help="Measure what is promised, on grids of small runs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -14,5 +14,5 @@ def _root() -> None:
     pass
 
 
-for _module in (bench_detection, bench_roc, bench_backdoor):
+for _module in (bench_detection, bench_roc, bench_backdoor, bench_tables):
     _module.register(app)

@@ -1,0 +1,150 @@
+"""The grid of a table: every model, data set, column and seed is a cell, and says by itself what is run.
+
+seeds --> models --> data --> columns         cells of one row stand together: they share text, tokenizer and plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.bench.paper.cells import Cell
+from holdfast.bench.paper.columns import BEFORE, COLUMNS, Column
+from holdfast.bench.paper.pretrain import Starter
+from holdfast.bench.paper.scale import CORPORA, SCALES, Scale
+from holdfast.config import RunConfig, assign, resolve
+from holdfast.errors import ConfigError, HoldfastError, SetupError
+from holdfast.partition import describe
+from holdfast.settings import merge
+
+TABLES = tuple(COLUMNS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the table, its scale, and what was chosen of it. `directories` hold models, by the name of their row."""
+
+    table: str
+    scale: Scale
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    seeds: range
+    steps: int | None = None
+    device: str = "cpu"
+    assignments: tuple[str, ...] = ()
+    directories: Mapping[str, str] | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return COLUMNS[self.table]
+
+    def starter(self, model: str) -> Starter | None:
+        """How the model is made, or None where it is given."""
+        recipe = self.scale.pre_training
+        if recipe is None or model in (self.directories or {}):
+            return None
+        if not set(self.data) <= {*CORPORA, *recipe.data}:
+            recipe = _other_text(recipe, self.data)
+        return Starter(self.scale.models[model], recipe, self.device)
+
+    def start(self, model: str) -> str:
+        """What `model.name` is in a cell: below the store for a model that is made here."""
+        starter = self.starter(model)
+        return starter.name if starter is not None else (self.directories or {}).get(model, self.scale.models[model])
+
+
+def ask(
+    table: str,
+    scale: str,
+    *,
+    models: Sequence[str] = (),
+    data: Sequence[str] = (),
+    seeds: range = range(1),
+    directories: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Question:
+    """A question with what the scale says where nothing was chosen. Raises ConfigError for names that it does not know."""
+    if scale not in SCALES:
+        raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
+    chosen = SCALES[scale]
+    for name in (*models, *(directories or {})):
+        if name not in chosen.models:
+            raise ConfigError(f"no model {name!r} at --scale {scale}; there are {', '.join(map(repr, chosen.models))}")
+    more.setdefault("device", chosen.device)
+    return Question(
+        table,
+        chosen,
+        tuple(models) or chosen.chosen[table],
+        tuple(data) or chosen.data[table],
+        seeds,
+        directories=directories,
+        **more,
+    )
+
+
+def cells_of(question: Question) -> list[Cell]:
+    """Every cell, in the order in which they are run; the starting model is looked at once. Raises ConfigError."""
+    starts = {model: question.start(model) for model in question.models}
+    found = []
+    for seed in question.seeds:
+        for model in question.models:
+            for data in question.data:
+                row = _row(question, starts[model], data, seed)
+                for column in question.columns:
+                    if column.name != BEFORE or seed == question.seeds[0]:
+                        found.append(_cell(question, row, column, {"model": model, "data": data}, seed))
+    return found
+
+
+def _row(question: Question, start: str, data: str, seed: int) -> dict[str, Any]:
+    """Settings that all columns of a row have."""
+    given = {"steps": question.steps, "device": question.device, "seed": seed, "data": data}
+    tables = merge(question.scale.tables, given)
+    tables["model"] = {**tables.get("model", {}), "name": start}
+    return assign(tables, question.assignments)
+
+
+def _cell(question: Question, row: Mapping[str, Any], column: Column, place: Mapping[str, str], seed: int) -> Cell:
+    plain = resolve(row)
+    tables = dict(row)
+    for section, values in column.settings(seed, plain.pipeline.stages, plain.training.steps).items():
+        tables[section] = {**tables.get(section, {}), **values} if isinstance(values, dict) else values
+    config = resolve(tables)
+    axes = {**place, "column": column.name, "seed": 0 if column.name == BEFORE else seed}
+    return Cell({"scale": question.scale.name, **axes}, _plain(config, column))
+
+
+def _plain(config: RunConfig, column: Column) -> dict[str, Any]:
+    """The whole configuration; what the starting model is worth depends on nothing but model and text."""
+    tables = config.model_dump(mode="json", exclude_none=True)
+    if column.name == BEFORE:
+        tables = {name: tables[name] for name in ("model", "data")}
+    return tables
+
+
+def check_models(question: Question) -> None:
+    """Raise SetupError naming every model that is neither here nor on a hub that can be reached, and how to give it."""
+    lacking = {}
+    for model in question.models:
+        if question.starter(model) is None:
+            try:
+                describe(question.start(model))
+            except HoldfastError as error:
+                lacking[model] = (question.start(model), str(error))
+    if lacking:
+        names = ", ".join(f"{name} ({model})" for model, (name, _) in lacking.items())
+        name, (hub, why) = next(iter(lacking.items()))
+        where = hub if Path(hub).name else name
+        raise SetupError(
+            f"--scale {question.scale.name} fine-tunes {names}, which cannot be had here. Where there is a network run "
+            f"`hf download {where} --local-dir DIR`, then give --model-dir '{name}=DIR'. ({why})"
+        )
+
+
+def _other_text(recipe: Any, data: tuple[str, ...]) -> Any:
+    """Text that the scale does not know: the models are pre-trained on the held-back part of that."""
+    from dataclasses import replace
+
+    return replace(recipe, data=data)
