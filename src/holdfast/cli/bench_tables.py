@@ -132,8 +132,8 @@ def _measure(question: Question, out: Path, kept: Path, jobs: int, *, as_json: b
     check_device(question.device)
     check_models(question)
     cells, store = cells_of(question), Store(kept)
-    for model in question.models:
-        starter = question.starter(model)
+    for model, data in question.rows:
+        starter = question.starter(model, data)
         if starter is not None:
             make(starter, kept, say)
     waiting = [cell for cell in cells if store.read(cell) is None]

@@ -76,10 +76,13 @@ def run_cells(
 
 
 def _one(cell: Cell, runner: Runner) -> Record:
+    """One cell, whatever becomes of it: the border between a table and the runs that may fail in it."""
     try:
         return Record(cell.key, dict(cell.axes), runner(cell))
     except HoldfastError as error:
         return Record(cell.key, dict(cell.axes), error=str(error))
+    except Exception as error:  # noqa: BLE001  (a defect that one cell brings to light must not lose the others)
+        return Record(cell.key, dict(cell.axes), error=f"unexpected {type(error).__name__}: {error}")
 
 
 def _together(cells: Sequence[Cell], runner: Runner, jobs: int) -> Iterator[Record]:
@@ -87,8 +90,11 @@ def _together(cells: Sequence[Cell], runner: Runner, jobs: int) -> Iterator[Reco
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_deaf) as pool:
         try:
-            for future in as_completed([pool.submit(_one, cell, runner) for cell in cells]):
-                yield future.result()
+            futures = {pool.submit(_one, cell, runner): cell for cell in cells}
+            for future in as_completed(futures):
+                cell, error = futures[future], future.exception()
+                ended = Record(cell.key, dict(cell.axes), error=f"its process ended: {error}")
+                yield future.result() if error is None else ended
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from holdfast.bench.paper.cells import Cell
 from holdfast.bench.paper.columns import BEFORE, COLUMNS, Column
 from holdfast.bench.paper.pretrain import Starter
-from holdfast.bench.paper.scale import CORPORA, SCALES, Scale
+from holdfast.bench.paper.scale import SCALES, Scale
 from holdfast.config import RunConfig, assign, resolve
 from holdfast.errors import ConfigError, HoldfastError, SetupError
 from holdfast.partition import describe
@@ -40,18 +39,20 @@ class Question:
     def columns(self) -> tuple[Column, ...]:
         return COLUMNS[self.table]
 
-    def starter(self, model: str) -> Starter | None:
-        """How the model is made, or None where it is given."""
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        return [(model, data) for model in self.models for data in self.data]
+
+    def starter(self, model: str, data: str) -> Starter | None:
+        """How the model of a row is made, or None where it is given."""
         recipe = self.scale.pre_training
         if recipe is None or model in (self.directories or {}):
             return None
-        if not set(self.data) <= {*CORPORA, *recipe.data}:
-            recipe = _other_text(recipe, self.data)
-        return Starter(self.scale.models[model], recipe, self.device)
+        return Starter(self.scale.models[model], recipe.for_row(data), self.device)
 
-    def start(self, model: str) -> str:
-        """What `model.name` is in a cell: below the store for a model that is made here."""
-        starter = self.starter(model)
+    def start(self, model: str, data: str) -> str:
+        """What `model.name` is in the cells of a row: below the store for a model that is made here."""
+        starter = self.starter(model, data)
         return starter.name if starter is not None else (self.directories or {}).get(model, self.scale.models[model])
 
 
@@ -86,15 +87,14 @@ def ask(
 
 def cells_of(question: Question) -> list[Cell]:
     """Every cell, in the order in which they are run; the starting model is looked at once. Raises ConfigError."""
-    starts = {model: question.start(model) for model in question.models}
+    starts = {row: question.start(*row) for row in question.rows}
     found = []
     for seed in question.seeds:
-        for model in question.models:
-            for data in question.data:
-                row = _row(question, starts[model], data, seed)
-                for column in question.columns:
-                    if column.name != BEFORE or seed == question.seeds[0]:
-                        found.append(_cell(question, row, column, {"model": model, "data": data}, seed))
+        for model, data in question.rows:
+            tables = _row(question, starts[model, data], data, seed)
+            for column in question.columns:
+                if column.name != BEFORE or seed == question.seeds[0]:
+                    found.append(_cell(question, tables, column, {"model": model, "data": data}, seed))
     return found
 
 
@@ -127,24 +127,16 @@ def _plain(config: RunConfig, column: Column) -> dict[str, Any]:
 def check_models(question: Question) -> None:
     """Raise SetupError naming every model that is neither here nor on a hub that can be reached, and how to give it."""
     lacking = {}
-    for model in question.models:
-        if question.starter(model) is None:
+    for model, data in question.rows:
+        if question.starter(model, data) is None:
             try:
-                describe(question.start(model))
+                describe(question.start(model, data))
             except HoldfastError as error:
-                lacking[model] = (question.start(model), str(error))
+                lacking[model] = (question.start(model, data), str(error))
     if lacking:
         names = ", ".join(f"{name} ({model})" for model, (name, _) in lacking.items())
         name, (hub, why) = next(iter(lacking.items()))
-        where = hub if Path(hub).name else name
         raise SetupError(
             f"--scale {question.scale.name} fine-tunes {names}, which cannot be had here. Where there is a network run "
-            f"`hf download {where} --local-dir DIR`, then give --model-dir '{name}=DIR'. ({why})"
+            f"`hf download {hub} --local-dir DIR`, then give --model-dir '{name}=DIR'. ({why})"
         )
-
-
-def _other_text(recipe: Any, data: tuple[str, ...]) -> Any:
-    """Text that the scale does not know: the models are pre-trained on the held-back part of that."""
-    from dataclasses import replace
-
-    return replace(recipe, data=data)

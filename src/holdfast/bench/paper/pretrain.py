@@ -106,7 +106,7 @@ def _train(model: nn.Module, ids: torch.Tensor, starter: Starter, tell: Tell) ->
             logits = model(input_ids=rows[:, :-1], use_cache=False).logits
         value = nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % TELL_EVERY == 0:

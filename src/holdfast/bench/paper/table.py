@@ -69,7 +69,7 @@ class Results:
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        return [(model, data) for model in self.question.models for data in self.question.data]
+        return self.question.rows
 
     @property
     def failed(self) -> list[Record]:

@@ -1,10 +1,11 @@
-"""A table on paper: Markdown, LaTeX (booktabs), CSV with one row a cell, JSON lines with all that a number depends on, a figure."""
+"""A table on paper: Markdown, LaTeX (booktabs), CSV with one row a cell, JSON lines with the whole origin, a figure."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def latex(results: Results) -> str:
 
 
 def draw(out: Path, results: Results) -> list[Path]:
-    """Every run against the mean clean run of its row, on a logarithmic scale: a column of dots for each column of the table."""
+    """Every run against the mean clean run of its row, on a logarithmic scale: dots above each column's name."""
     matplotlib = require_matplotlib()
     from matplotlib import pyplot
 
@@ -106,10 +107,10 @@ def draw(out: Path, results: Results) -> list[Path]:
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=45, ha="right")
         axes.set_ylabel("perplexity against the clean run")
         axes.spines[["top", "right"]].set_visible(False)
-        for index, model in enumerate(results.question.models):
-            axes.plot([], [], "o", color=PALETTE[index % 4], label=model)
-        for index, data in enumerate(results.question.data):
-            axes.plot([], [], MARKS[index % 4], color=GREY, label=data)
+        for color, name in zip(cycle(PALETTE), results.question.models, strict=False):
+            axes.plot([], [], "o", color=color, label=name)
+        for mark, name in zip(cycle(MARKS), results.question.data, strict=False):
+            axes.plot([], [], mark, color=GREY, label=name)
         axes.legend(frameon=False, fontsize=8, ncols=2)
         axes.set_title(_title(results), loc="left", fontsize=9, fontweight="bold")
         paths = save(figure, out, results.question.table)
