@@ -120,7 +120,7 @@ def _measure(question: Question, out: Path, kept: Path, jobs: int, *, as_json: b
     from holdfast.bench.environment import environment
     from holdfast.bench.paper.cells import Store, run_cells
     from holdfast.bench.paper.grid import cells_of, check_models
-    from holdfast.bench.paper.pretrain import make
+    from holdfast.bench.paper.pretrain import make_all
     from holdfast.bench.paper.runner import FineTuning
     from holdfast.bench.paper.table import Results, Summary
     from holdfast.bench.paper.write import write
@@ -132,10 +132,8 @@ def _measure(question: Question, out: Path, kept: Path, jobs: int, *, as_json: b
     check_device(question.device)
     check_models(question)
     cells, store = cells_of(question), Store(kept)
-    for model, data in question.rows:
-        starter = question.starter(model, data)
-        if starter is not None:
-            make(starter, kept, say)
+    starters = [question.starter(*row) for row in question.rows]
+    make_all([starter for starter in starters if starter is not None], kept, say, jobs)
     waiting = [cell for cell in cells if store.read(cell) is None]
     say(f"{len(cells)} cells, {len(waiting)} to be run")
     tell = _Teller(len(waiting), say)

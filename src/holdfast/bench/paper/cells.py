@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,22 @@ def _one(cell: Cell, runner: Runner) -> Record:
 
 
 def _together(cells: Sequence[Cell], runner: Runner, jobs: int) -> Iterator[Record]:
+    with together(jobs) as pool:
+        futures = {pool.submit(_one, cell, runner): cell for cell in cells}
+        for future in as_completed(futures):
+            cell, error = futures[future], future.exception()
+            ended = Record(cell.key, dict(cell.axes), error=f"its process ended: {error}")
+            yield future.result() if error is None else ended
+
+
+@contextmanager
+def together(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with one thread each, which are ended where the block is left by an error or by Ctrl-C."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_deaf) as pool:
         try:
-            futures = {pool.submit(_one, cell, runner): cell for cell in cells}
-            for future in as_completed(futures):
-                cell, error = futures[future], future.exception()
-                ended = Record(cell.key, dict(cell.axes), error=f"its process ended: {error}")
-                yield future.result() if error is None else ended
+            yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():

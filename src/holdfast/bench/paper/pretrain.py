@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from torch import nn
 from holdfast import seeds
 from holdfast.atomic import new_directory
 from holdfast.bench.environment import environment
+from holdfast.bench.paper.cells import together
 from holdfast.bench.paper.scale import HELD_BACK, PreTraining
 from holdfast.config import OptimizerConfig
 from holdfast.data import BatchSource, Corpus, load_corpus, pack, part_of, train_tokenizer
@@ -87,6 +89,22 @@ def make(starter: Starter, store: Path, tell: Tell) -> Path:
         }
         (partial / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return directory
+
+
+def make_all(starters: Iterable[Starter], store: Path, tell: Tell, jobs: int = 1) -> None:
+    """Make each that is not there yet, `jobs` at a time: in processes of their own where that is more than one."""
+    waiting = [starter for starter in dict.fromkeys(starters) if not (store / starter.name / RECORD).is_file()]
+    if jobs == 1 or len(waiting) < 2:
+        for starter in waiting:
+            make(starter, store, tell)
+        return
+    with together(jobs) as pool:
+        for done in as_completed([pool.submit(make, starter, store, _silent) for starter in waiting]):
+            tell(f"pre-trained {done.result().name}")
+
+
+def _silent(_line: str) -> None:
+    pass
 
 
 def _train(model: nn.Module, ids: torch.Tensor, starter: Starter, tell: Tell) -> float:
