@@ -174,15 +174,18 @@ def test_other_weights_under_replace_are_a_broken_promise_and_infinite_perplexit
     assert "inf" in latex(results)
 
 
-def test_what_cannot_be_had_is_named_with_what_to_download(monkeypatch):
-    def nowhere(name, **_more):
-        raise SetupError(f"cannot fetch config.json of {name!r}")
+def test_what_cannot_be_had_is_named_with_what_to_download(monkeypatch, tmp_path):
+    def nowhere(*_address):
+        raise OSError("no such host")
 
-    monkeypatch.setattr("holdfast.bench.paper.grid.describe", nowhere)
-    with pytest.raises(
-        SetupError, match=r"facebook/opt-350m \(OPT-350M\), .*hf download facebook/opt-350m --local-dir DIR.*--model-dir"
-    ):
+    monkeypatch.setattr("socket.getaddrinfo", nowhere)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_file: None)
+    advice = r"hf download facebook/opt-350m --local-dir DIR.*--model-dir 'OPT-350M=DIR'"
+    named = rf"facebook/opt-350m \(OPT-350M\), .*{advice}.*no such host"
+    with pytest.raises(SetupError, match=named):
         check_models(ask("table1", "paper", device="cpu"))
+    with pytest.raises(SetupError, match=r"holds no config\.json"):
+        check_models(ask("table1", "paper", models=("OPT-350M",), directories={"OPT-350M": str(tmp_path)}))
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------
@@ -211,6 +214,17 @@ def test_a_killed_table_goes_on_to_the_same_table(tmp_path, capsys):
     assert holdfast(*bench, "--out", out) == 0
     assert (out / "table2.tex").read_text() == table
     assert "forward 0.5" in capsys.readouterr().out
+
+
+def test_the_papers_scale_takes_models_from_directories(tmp_path, capsys):
+    given = make(Starter("opt:layers=6,width=16,heads=2", SCALES["smoke"].pre_training), tmp_path, lambda _line: None)
+    chosen = ["--scale", "paper", "--device", "cpu", "--models", "OPT-350M", "--data", "embedded", "--steps", "2", "-q"]
+    small = ["--set", "data.sequence_length=16", "--set", "data.validation_tokens=128"]
+    words_ = ("bench", "table1", *chosen, *small, "--out", tmp_path / "out", "--model-dir", f"OPT-350M={given}")
+    assert holdfast(*words_) == 0
+    told = capsys.readouterr().out
+    assert "Scale paper: 2 steps at learning rate 5e-06; with data.sequence_length=16" in told
+    assert "Defended by replace: 1 of 1" in told
 
 
 @pytest.mark.slow

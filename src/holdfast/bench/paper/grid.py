@@ -5,9 +5,12 @@ seeds --> models --> data --> columns         cells of one row stand together: t
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from holdfast.bench.paper.cells import Cell
 from holdfast.bench.paper.columns import BEFORE, COLUMNS, Column
@@ -126,17 +129,31 @@ def _plain(config: RunConfig, column: Column) -> dict[str, Any]:
 
 def check_models(question: Question) -> None:
     """Raise SetupError naming every model that is neither here nor on a hub that can be reached, and how to give it."""
-    lacking = {}
-    for model, data in question.rows:
-        if question.starter(model, data) is None:
-            try:
-                describe(question.start(model, data))
-            except HoldfastError as error:
-                lacking[model] = (question.start(model, data), str(error))
+    given = dict.fromkeys(
+        (model, question.start(model, data)) for model, data in question.rows if not question.starter(model, data)
+    )
+    lacking = {model: (name, why) for model, name in given if (why := _why_not(name))}
     if lacking:
         names = ", ".join(f"{name} ({model})" for model, (name, _) in lacking.items())
-        name, (hub, why) = next(iter(lacking.items()))
+        model, (hub, why) = next(iter(lacking.items()))
         raise SetupError(
             f"--scale {question.scale.name} fine-tunes {names}, which cannot be had here. Where there is a network run "
-            f"`hf download {hub} --local-dir DIR`, then give --model-dir '{name}=DIR'. ({why})"
+            f"`hf download {hub} --local-dir DIR`, then give --model-dir '{model}=DIR', and so for each. ({why})"
         )
+
+
+def _why_not(name: str) -> str:
+    """Why a given model cannot be loaded; nothing where it can. A hub without an address is not asked, which takes a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            return f"the hub {host} cannot be reached: {error.strerror or error}"
+    try:
+        describe(name)
+    except HoldfastError as error:
+        return str(error)
+    return ""
