@@ -162,7 +162,9 @@ def test_the_words_follow_from_the_numbers():
     told = "\n".join(words(made_up(question, perplexity, digest=lambda _column: "same")))
     assert "Clean fine-tuning improves on the starting model in 1 of 1 rows (0.51 times before)" in told
     assert "forward 0.5, undefended: 2.98 times clean; in 1 of 1 rows every attacked run is worse than every clean one" in told
-    assert "200.00 standard deviations of the clean seeds apart" in told
+    assert (
+        "200.00 standard deviations of the clean seeds apart; seed by seed 2.98 times clean, 95 % interval 2.93 to 3.03" in told
+    )
     assert "Defended by replace: 9 of 9 runs end with the weights of the clean run, bit for bit." in told
     assert "9 of 9 runs with skip end with the bits of that control" in told
 

@@ -190,7 +190,7 @@ def _attacked(results: Results) -> list[str]:
             multiples = [_multiple(struck, clean) for struck, clean in known]
             line += (
                 f"; in {apart} of {len(known)} rows every attacked run is worse than every clean one, and the means are "
-                f"{_span(multiples)} standard deviations of the clean seeds apart"
+                f"{_span(multiples)} standard deviations of the clean seeds apart; {_paired(results, column.name)}"
             )
         lines.append(line + ".")
     return lines
@@ -241,6 +241,21 @@ def _failures(results: Results) -> list[str]:
 def _ratios(results: Results, column: str, reference: str) -> list[float]:
     pairs = [(results.summary(row, column), results.summary(row, reference)) for row in results.rows]
     return [one.mean / other.mean for one, other in pairs if one is not None and other is not None]
+
+
+def _paired(results: Results, column: str) -> str:
+    """The ratio to the clean run of the same seed, geometric mean over rows, with its interval over seeds."""
+    logs = []
+    for seed in results.question.seeds:
+        pairs = [[results.value(row, name, seed, "validation_perplexity") for name in (column, CLEAN)] for row in results.rows]
+        known = [math.log(struck / clean) for struck, clean in pairs if struck and clean]
+        if known:
+            logs.append(statistics.fmean(known))
+    found = Summary(tuple(logs)) if logs else None
+    if found is None or found.half is None:
+        return "no finite pair of runs"
+    low, high = math.exp(found.mean - found.half), math.exp(found.mean + found.half)
+    return f"seed by seed {math.exp(found.mean):,.2f} times clean, 95 % interval {low:,.2f} to {high:,.2f}"
 
 
 def _multiple(struck: Summary, clean: Summary) -> float:
