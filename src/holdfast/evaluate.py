@@ -20,6 +20,7 @@ from holdfast.config import DataConfig
 from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, part_of, validation_blocks
 from holdfast.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from holdfast.partition import describe
+from holdfast.partition.weights import no_progress_bar
 
 Part = Literal["validation", "train", "all"]
 
@@ -145,14 +146,15 @@ def _open(directory: str, base: str | None, sequence_length: int) -> nn.Module:
     name = base or directory
     source = describe(name, positions=sequence_length)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=source.config,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with no_progress_bar():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=source.config,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if base is not None:
             model = _with_adapter(model, directory)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
