@@ -183,3 +183,9 @@ def test_a_value_that_cannot_be_printed_is_refused_all_the_same():
 def test_a_range_of_stages_is_not_counted_to_infinity(text):
     with pytest.raises(ConfigError, match="expected numbers such as"):
         numbers(text, "stages")
+
+
+@pytest.mark.parametrize("part", [[0.5, 0.5], [0.6, 0.5], [-0.1, 0.5], [0.0, 1.5]])
+def test_a_part_of_the_text_that_is_none_is_refused(part):
+    with pytest.raises(ConfigError, match=r"train_part"):
+        resolve({"data": {"train_part": part}})

@@ -89,6 +89,13 @@ class Archive:
         raise AssertionError("the archive computes nothing")
 
 
+def _by_step(pairs: Sequence[tuple[int, int]]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for step, stage in pairs:
+        found.setdefault(step, set()).add(stage)
+    return found
+
+
 def seats(stages: int, lost: frozenset[str]) -> tuple[str, ...]:
     """The primaries without the lost workers: a stage goes to the next worker along the pipeline.
 
@@ -203,6 +210,7 @@ class Cluster:
             self._inspection(),
             self._deployment.likeness,
             self._job.dtype,
+            _by_step(config.training.bypass),
         )
 
     def _inspection(self) -> Inspection:

@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,7 @@ Schedule = Literal["gpipe", "1f1b"]
 Engine = Literal["memory", "processes", "ray"]
 WireDtype = Literal["float32", "bfloat16", "int8"]
 Defence = Literal["none", "duplicate", "duplicate-only", "spot-check", "statistics"]
+Share = Annotated[float, Field(ge=0, le=1)]
 BanPolicy = Literal["never", "quarantine", "ban"]
 
 
@@ -45,13 +46,25 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """`tokenizer` is a directory; without one: the model's own, or a byte-level BPE of `vocabulary` tokens trained here."""
+    """`tokenizer` is a directory; without one: the model's own, or a byte-level BPE of `vocabulary` tokens trained here.
+
+    `train_part` keeps training documents for another purpose: a model pre-trained on one part is fine-tuned on another.
+    """
 
     name: str = "embedded"
     sequence_length: int = Field(64, ge=2)
     tokenizer: str | None = None
     vocabulary: int = Field(512, ge=258)
     validation_tokens: int = Field(16_384, ge=1)
+    train_part: tuple[Share, Share] = Field((0.0, 1.0), description="which training documents: shares of their number")
+    train_tokens: int | None = Field(None, ge=1, description="stop after the document with which there are so many; None: all")
+
+    @model_validator(mode="after")
+    def _part_is_one(self) -> Self:
+        begin, end = self.train_part
+        if begin >= end:
+            raise ValueError(f"data.train_part goes from one share to a greater one, got {begin:g} to {end:g}")
+        return self
 
 
 class PipelineConfig(Section):
@@ -79,9 +92,14 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
+    """`bypass` are (step, stage) pairs: the step leaves out what the remedy `skip` would after an alert about that stage,
+    though nobody has raised one. It is stochastic depth whose draws are written down.
+    """
+
     steps: int = Field(150, ge=1)
     seed: int = Field(0, ge=0)
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
+    bypass: tuple[tuple[int, int], ...] = ()
 
 
 class DefenceConfig(Section):
@@ -231,6 +249,13 @@ class RunConfig(Section):
                     )
             if stages == 2:
                 raise ValueError(f"attack {attack.spec!r} with 2 stages: there is no untrusted stage; use --stages 3 or more")
+        for step, stage in self.training.bypass:
+            if step < 0 or not 1 <= stage <= stages - 2:
+                possible = f"1 to {stages - 2}" if stages > 2 else "none"
+                raise ValueError(
+                    f"training.bypass names step {step}, stage {stage}; steps count from 0, and with {stages} stages those "
+                    f"that can be left out are {possible}"
+                )
         if self.cluster.speeds is not None and len(self.cluster.speeds) != stages:
             raise ValueError(f"cluster.speeds has {len(self.cluster.speeds)} entries; it needs one for each of {stages} stages")
         numerics = self.cluster.numerics

@@ -52,6 +52,7 @@ from holdfast.message import (
     Update,
 )
 from holdfast.recover.remedy import Redo
+from holdfast.recover.skip import leave_out
 from holdfast.route import Route
 from holdfast.route import without as without_workers
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, TRUSTED_PARTIES
@@ -205,7 +206,14 @@ class Coordinator:
             self._arm()
             return [self._to(source, order) for source, order in self.membership.transfers()]
         self._events += [Reshadowed(i, w, self.membership.version) for i, w in self.membership.new_shadows()]
-        return self._start(self._wanted, 0, self.membership.settle())
+        route = self._planned(self._wanted, self.membership.settle())
+        if route.bypassed:
+            self._events.append(StagesSkipped(self._wanted, route.bypassed, route.frozen))
+        return self._start(self._wanted, 0, route)
+
+    def _planned(self, step: int, route: Route) -> Route:
+        """The route on which a step is meant to run, if nobody raises an alert."""
+        return leave_out(route, self._policy.bypass.get(step, ()))
 
     def _pass_on(self, sender: str, transfer: StateTransfer) -> list[Envelope]:
         """A state that did not reach its new holder comes through here: whoever fails now, sender or receiver, is out."""
@@ -314,11 +322,17 @@ class Coordinator:
         """Edit the route of the running step: heirs send what may be unsent, the referee stands in for lost shadows."""
         route = without_workers(now.route, {lost})
         if route is None:  # this step bypassed the only heir
-            now.redo = (Redo(self.membership.route, investigate=False), f"{lost} was lost in a bypassed step")
+            now.redo = (
+                Redo(self._planned(now.step, self.membership.route), investigate=False),
+                f"{lost} was lost in a bypassed step",
+            )
             return []
         heirs = [(i, route.primaries[i]) for i in route.stages if now.route.primaries[i] == lost]
         if self._policy.likeness is not None and any(self._policy.likeness.unlike(lost, heir) for _, heir in heirs):
-            now.redo = (Redo(self.membership.route, investigate=False), f"the heir of {lost} computes with other bytes")
+            now.redo = (
+                Redo(self._planned(now.step, self.membership.route), investigate=False),
+                f"the heir of {lost} computes with other bytes",
+            )
             return []
         for i, heir in heirs:
             now.board.promote(i, heir)

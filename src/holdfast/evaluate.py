@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.config import DataConfig
-from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, validation_blocks
+from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, part_of, validation_blocks
 from holdfast.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from holdfast.partition import describe
+from holdfast.partition.weights import no_progress_bar
 
 Part = Literal["validation", "train", "all"]
 
@@ -68,7 +69,7 @@ def evaluate_directory(
     directory = _model_directory(path)
     base = _adapter_base(directory)
     tokenizer = load_tokenizer(data.tokenizer or _with_tokenizer(directory, base))
-    corpus = load_corpus(data.name, seed)
+    corpus = part_of(load_corpus(data.name, seed), *data.train_part)
     documents = {"validation": corpus.validation, "train": corpus.train, "all": (*corpus.train, *corpus.validation)}[part]
     tokens = pack_measured(documents, tokenizer, limit_tokens=data.validation_tokens + data.sequence_length)
     blocks = validation_blocks(tokens, data.sequence_length, data.validation_tokens)
@@ -145,14 +146,15 @@ def _open(directory: str, base: str | None, sequence_length: int) -> nn.Module:
     name = base or directory
     source = describe(name, positions=sequence_length)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=source.config,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with no_progress_bar():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=source.config,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if base is not None:
             model = _with_adapter(model, directory)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -11,7 +11,17 @@ import torch
 from holdfast import seeds
 from holdfast.claim import StageState
 from holdfast.config import ModelConfig, RunConfig
-from holdfast.data import BatchSource, Blocks, Corpus, load_corpus, load_tokenizer, pack, pack_measured, train_tokenizer
+from holdfast.data import (
+    BatchSource,
+    Blocks,
+    Corpus,
+    load_corpus,
+    load_tokenizer,
+    pack,
+    pack_measured,
+    part_of,
+    train_tokenizer,
+)
 from holdfast.data import validation_blocks as cut_validation
 from holdfast.errors import ConfigError, SetupError
 from holdfast.partition import Lora, ModelSource, Plan, describe, initial_weights, make_plan
@@ -68,7 +78,7 @@ def prepare(config: RunConfig) -> Job:
     check_device(config.model.device)
     if not _from_scratch(config.model.name):
         describe(config.model.name, positions=config.data.sequence_length)  # a wrong name is no missing tokenizer
-    corpus = load_corpus(config.data.name, config.training.seed)
+    corpus = part_of(load_corpus(config.data.name, config.training.seed), *config.data.train_part)
     tokenizer = _tokenizer(config, corpus)
     length = config.data.sequence_length
     source = describe(
@@ -88,7 +98,7 @@ def prepare(config: RunConfig) -> Job:
         measure=config.pipeline.costs == "measured",
     )
     batches = BatchSource(
-        pack(corpus.train, tokenizer),
+        pack(corpus.train, tokenizer, config.data.train_tokens),
         seeds.derive(config.training.seed, "batches"),
         config.pipeline.micro_batches,
         config.pipeline.micro_batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +54,8 @@ class Policy:
     likeness: Likeness | None = None
     dtype: torch.dtype = torch.float32
     """Of gradients and their norms."""
+    bypass: Mapping[int, Collection[int]] = field(default_factory=dict)
+    """Stages that a step leaves out from its start, by step."""
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.data import load_corpus
+from holdfast.data import load_corpus, part_of
 from holdfast.data.corpus import hold_out, split_articles
 from holdfast.errors import ConfigError, DataError
 
@@ -132,3 +132,20 @@ def test_the_corpora_beside_the_project(name: str, train: int, validation: int, 
     assert (len(corpus.train), len(corpus.validation)) == (train, validation)
     if name == "wikitext2":
         assert "".join(corpus.validation) == (SHARED / "wikitext-2" / "valid.txt").read_bytes().decode()
+
+
+def test_parts_of_the_training_text_have_nothing_in_common_and_leave_the_validation_text_alone() -> None:
+    corpus = load_corpus("embedded")
+    first, second = part_of(corpus, 0.0, 0.5), part_of(corpus, 0.5, 1.0)
+    assert first.train + second.train == corpus.train
+    assert first.validation == second.validation == corpus.validation
+    assert len({corpus.sha256, first.sha256, second.sha256}) == 3
+    assert part_of(corpus, 0.0, 1.0) is corpus
+
+
+def test_a_single_document_is_parted_by_its_text_and_an_empty_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("0123456789" * 10)
+    corpus = load_corpus(str(tmp_path / "a.txt"))
+    assert part_of(corpus, 0.5, 1.0).train == (corpus.train[0][45:],)
+    with pytest.raises(DataError, match=r"1 training documents, and none between the shares 0 and 0\.001"):
+        part_of(corpus, 0.0, 0.001)

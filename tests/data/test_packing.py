@@ -72,6 +72,13 @@ def test_packing_may_stop_once_it_has_enough(tokenizer: PreTrainedTokenizerFast)
     assert torch.equal(part.ids, whole.ids[: len(part.ids)])
 
 
+def test_training_text_may_end_at_a_number_of_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = [f"document {n}" for n in range(600)]
+    whole = pack(documents, tokenizer)
+    for limit in (1, 10, len(whole), len(whole) + 1):
+        assert torch.equal(pack(documents, tokenizer, limit), whole[:limit])
+
+
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     source = BatchSource(counting(1000), seed=3, micro_batches=2, micro_batch_size=3, sequence_length=8)
     later = BatchSource(counting(1000), seed=3, micro_batches=2, micro_batch_size=3, sequence_length=8)

@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.claim import ClaimKey, Direction
 from holdfast.recover.remedy import Dispute, Investigate, Redo
-from holdfast.recover.skip import Skip, bypass, frozen
+from holdfast.recover.skip import Skip, bypass, frozen, leave_out
 from holdfast.route import plain_route, reshadowed, without
 
 SIZES = range(3, 8)
@@ -97,3 +97,21 @@ def test_without_an_untrusted_suspect_there_is_nobody_to_bypass():
     route = plain(4)
     dispute = Dispute(ClaimKey(0, 0, Direction.FORWARD, 2, 0), "output", ("w0",), route)
     assert Skip().answer(dispute) == Investigate()
+
+
+@pytest.mark.parametrize(("size", "stage"), [(size, stage) for size in SIZES for stage in range(1, size - 1)])
+def test_what_is_left_out_without_an_alert_is_what_skip_leaves_out_after_one(size, stage):
+    """Whoever sits there: after a takeover too, when workers are no longer those of the stages' numbers."""
+    assert drawn(leave_out(plain(size), [stage])) == ALERTS[size][stage - 1]
+    bare = plain_route(["w0", *(f"w{i}" for i in range(1, size - 1)), "w0"], ["w0"], shadowed=False)
+    assert drawn(leave_out(bare, [stage])) == ALERTS[size][stage - 1]
+    if size > 3:
+        moved = reshadowed(without(plain(size), {"w1"}))
+        assert drawn(leave_out(moved, [stage])) == ALERTS[size][stage - 1]
+
+
+def test_leaving_out_nothing_is_the_route_itself_and_two_stages_add_up():
+    route = plain(6)
+    assert leave_out(route, ()) is route
+    assert drawn(leave_out(route, [1, 4])) == ".xxfx."
+    assert leave_out(route, [1]).shadows == route.shadows

@@ -4,7 +4,7 @@ load_corpus --> Corpus --> load_tokenizer | train_tokenizer --> pack --> BatchSo
                                                             pack_measured --> validation_blocks
 """
 
-from holdfast.data.corpus import Corpus, load_corpus
+from holdfast.data.corpus import Corpus, load_corpus, part_of
 from holdfast.data.packing import BatchSource, Blocks, Tokens, pack, pack_measured, validation_blocks
 from holdfast.data.synthetic import MarkovSource
 from holdfast.data.tokenizer import END_OF_TEXT, load_tokenizer, read_vocabulary, train_tokenizer
@@ -20,6 +20,7 @@ __all__ = [
     "load_tokenizer",
     "pack",
     "pack_measured",
+    "part_of",
     "read_vocabulary",
     "train_tokenizer",
     "validation_blocks",

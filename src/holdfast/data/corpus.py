@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.config import parse_spec
@@ -65,6 +65,24 @@ def load_corpus(name: str, seed: int = 0) -> Corpus:
         dataset = hub.parse_hub(name)
         return _corpus(name, hub.read_hub(dataset), str(dataset))
     return _from_path(name)
+
+
+def part_of(corpus: Corpus, begin: float, end: float) -> Corpus:
+    """The corpus with a part of its training documents, from one share of their number to another; of one alone, of its text.
+
+    Parts that do not overlap have no document in common. Raises DataError where the part is empty.
+    """
+    if (begin, end) == (0.0, 1.0):
+        return corpus
+    whole: Sequence[str] = corpus.train if len(corpus.train) > 1 else corpus.train[0]
+    part = whole[int(begin * len(whole)) : int(end * len(whole))]
+    train = (part,) if isinstance(part, str) else tuple(part)
+    if not "".join(train).strip():
+        raise DataError(
+            f"{corpus.name!r} has {len(corpus.train)} training documents, and none between the shares {begin:g} and {end:g} of "
+            "them; make data.train_part larger"
+        )
+    return replace(corpus, train=train, sha256=_sha256(train, corpus.validation))
 
 
 def _synthetic(name: str, seed: int) -> Corpus:

@@ -75,17 +75,24 @@ class BatchSource:
         return rows.view(self.micro_batches, self.micro_batch_size, self.sequence_length + 1)
 
 
-def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """All documents as one row of tokens, int64 [n], end-of-text between them; no other special token is added."""
+def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit_tokens: int | None = None) -> Tensor:
+    """All documents as one row of tokens, int64 [n], end-of-text between them; no other special token is added.
+
+    It stops after the document with which it has `limit_tokens` tokens, and cuts that one there.
+    """
     between = np.array([end_of_text(tokenizer)])
     parts: list[NDArray[np.int64]] = []
+    count = 0
     for batch in _batches(documents):
         encoded = tokenizer(
             batch, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )
         for ids in encoded["input_ids"]:
             parts += [between, np.array(ids, dtype=np.int64)]
-    return torch.from_numpy(np.concatenate(parts[1:] or [np.empty(0, dtype=np.int64)]))
+            count += 1 + len(ids)
+        if limit_tokens is not None and count > limit_tokens:
+            break
+    return torch.from_numpy(np.concatenate(parts[1:] or [np.empty(0, dtype=np.int64)])[:limit_tokens])
 
 
 def pack_measured(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit_tokens: int | None = None) -> Tokens:

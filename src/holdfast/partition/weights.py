@@ -96,7 +96,7 @@ def save_model(directory: Path | str, config: Any, weights: Mapping[str, Tensor]
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-        with _no_progress_bar():
+        with no_progress_bar():
             model.save_pretrained(partial)
         write_sums(Path(partial))
         if tokenizer is not None:
@@ -109,7 +109,7 @@ def save_model(directory: Path | str, config: Any, weights: Mapping[str, Tensor]
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """The library's bar would be drawn into our own progress."""
     from transformers.utils import logging
 

@@ -47,6 +47,25 @@ def bypass(route: Route, suspects: Collection[str]) -> Route:
     )
 
 
+def leave_out(route: Route, stages: Collection[int]) -> Route:
+    """The route of a step that leaves out what `skip` would after an alert about each of `stages`, with nobody under suspicion.
+
+    It follows from the stages alone, whoever sits on them. What is only frozen keeps its shadow: that sits on no suspect.
+
+    >>> from holdfast.route import plain_route
+    >>> route = leave_out(plain_route(["w0", "w1", "w2", "w3", "w4", "w0"], ["w0"], shadowed=False), [2])
+    >>> route.bypassed, route.frozen
+    ((2, 3), (1, 2, 3))
+    """
+    if not stages:
+        return route
+    untrusted = set(route.stages[1:-1])
+    out = {i + beside for i in stages for beside in (0, 1)} & untrusted
+    still = {i + beside for i in stages for beside in (-1, 0, 1)} & untrusted
+    bypassed, frozen = tuple(sorted({*route.bypassed, *out})), tuple(sorted({*route.frozen, *still}))
+    return replace(route, epoch=route.epoch + 1, bypassed=bypassed, frozen=frozen)
+
+
 def frozen(route: Route, suspects: Collection[str]) -> tuple[int, ...]:
     """The stages that take no update in a step that bypasses `suspects`: theirs, and those that they shadow.
 

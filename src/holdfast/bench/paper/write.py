@@ -1,0 +1,129 @@
+"""A table on paper: Markdown, LaTeX (booktabs), CSV with one row a cell, JSON lines with the whole origin, a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from holdfast.bench.drawing import GREY, STYLE, require_matplotlib, save
+from holdfast.bench.paper.cells import Cell
+from holdfast.bench.paper.columns import BEFORE, CLEAN
+from holdfast.bench.paper.table import Results, grid, sections, words
+
+NUMBERS = (
+    "validation_perplexity",
+    "validation_bits_per_byte",
+    "train_loss",
+    "weights_digest",
+    "attacked_claims",
+    "detected",
+    "missed",
+    "false_alarms",
+    "stages_skipped",
+    "steps_restarted",
+    "claims_replaced",
+    "seconds",
+    "virtual_seconds",
+    "run_id",
+    "commit",
+    "command",
+    "date",
+)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKS = ("o", "s", "^", "D")
+
+
+def write(out: Path, results: Results, cells: Sequence[Cell], environment: Mapping[str, Any]) -> None:
+    """NAME.md, .tex, .csv, .jsonl and the figure in `out`."""
+    name = results.question.table
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(markdown(results, environment), encoding="utf-8")
+    (out / f"{name}.tex").write_text(latex(results), encoding="utf-8")
+    settings = {cell.key: cell.tables for cell in cells}
+    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for record in results.records:
+            told = {"key": record.key, **record.axes, **record.values, "error": record.error, "settings": settings[record.key]}
+            file.write(json.dumps(told, allow_nan=False) + "\n")
+    with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [{"key": r.key, **r.axes, **{n: r.values.get(n) for n in NUMBERS}, "error": r.error} for r in results.records]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(out, results)
+
+
+def markdown(results: Results, environment: Mapping[str, Any]) -> str:
+    parts = [f"# {_title(results)}\n", "".join(f"- {line}\n" for line in words(results))]
+    for section in sections(results.question):
+        headings, lines = grid(results, section)
+        table = ["| " + " | ".join(headings) + " |", "|" + " --- |" * 2 + " ---: |" * (len(headings) - 2)]
+        table += ["| " + " | ".join(line) + " |" for line in lines]
+        parts.append((f"## {section.title}\n\n" if section.title else "") + "\n".join(table) + "\n")
+    parts.append("Where it was measured: " + json.dumps(dict(environment)) + "\n")
+    return "\n".join(parts)
+
+
+def latex(results: Results) -> str:
+    """One `tabular` a section, for the package booktabs."""
+    parts = [f"% {_title(results)}\n", *(f"% {line}\n" for line in words(results))]
+    for section in sections(results.question):
+        headings, lines = grid(results, section)
+        body = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
+        parts += [
+            f"% {section.title}\n" if section.title else "",
+            rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}" + "\n",
+            "\\toprule\n" + " & ".join(map(_escaped, headings)) + " \\\\\n\\midrule\n",
+            "\n".join(body) + "\n\\bottomrule\n\\end{tabular}\n",
+        ]
+    return "".join(parts)
+
+
+def draw(out: Path, results: Results) -> list[Path]:
+    """Every run against the mean clean run of its row, on a logarithmic scale: dots above each column's name."""
+    matplotlib = require_matplotlib()
+    from matplotlib import pyplot
+
+    names = [column.name for column in results.question.columns if column.name not in (BEFORE,)]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(2.2 + 0.75 * len(names), 4.2), layout="constrained")
+        for index, row in enumerate(results.rows):
+            clean = results.summary(row, CLEAN)
+            if clean is None:
+                continue
+            model, data = (results.question.models.index(row[0]), results.question.data.index(row[1]))
+            shift = 0.6 * ((index + 0.5) / len(results.rows) - 0.5)
+            for x, name in enumerate(names):
+                found = results.summary(row, name)
+                values = [value / clean.mean for value in found.values] if found is not None else []
+                axes.plot([x + shift] * len(values), values, MARKS[data % 4], ms=4, color=PALETTE[model % 4], mew=0, alpha=0.8)
+        axes.axhline(1.0, color=GREY, lw=0.7, zorder=0)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=45, ha="right")
+        axes.set_ylabel("perplexity against the clean run")
+        axes.spines[["top", "right"]].set_visible(False)
+        for color, name in zip(cycle(PALETTE), results.question.models, strict=False):
+            axes.plot([], [], "o", color=color, label=name)
+        for mark, name in zip(cycle(MARKS), results.question.data, strict=False):
+            axes.plot([], [], mark, color=GREY, label=name)
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.set_title(_title(results), loc="left", fontsize=9, fontweight="bold")
+        paths = save(figure, out, results.question.table)
+        pyplot.close(figure)
+    return paths
+
+
+def _title(results: Results) -> str:
+    question = results.question
+    return f"Table {question.table[-1]} at the scale {question.scale.name}, {len(question.seeds)} seed(s)"
+
+
+def _escaped(text: str) -> str:
+    for plain, told in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--")):
+        text = text.replace(plain, told)
+    return text
