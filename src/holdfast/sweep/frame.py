@@ -134,9 +134,13 @@ def _several(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _student(freedom: int, confidence: float) -> float:
+def require_scipy() -> Any:
     try:
-        from scipy.stats import t
+        from scipy import stats
     except ImportError:
         raise MissingExtra("scipy", extra="bench", purpose="a confidence interval") from None
-    return float(t.ppf(0.5 + confidence / 2, freedom))
+    return stats
+
+
+def _student(freedom: int, confidence: float) -> float:
+    return float(require_scipy().t.ppf(0.5 + confidence / 2, freedom))
