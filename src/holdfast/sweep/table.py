@@ -86,6 +86,14 @@ class ResultTable:
         """Runs behind the row that has most of them."""
         return max(len(line.records) for line in self.lines)
 
+    @cached_property
+    def pooled(self) -> list[str]:
+        """Axes, the seed apart, in which runs of one row differ."""
+        axes = dict.fromkeys(axis for record in self.records for axis in record.axes if axis not in (SEED, *self.by))
+        return [
+            axis for axis in axes if any(len({record.axes.get(axis) for record in line.records}) > 1 for line in self.lines)
+        ]
+
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values, a row each; what has no number is null."""
         return [
@@ -182,7 +190,7 @@ def _telling(records: Sequence[Record], clean: Mapping[str, Record]) -> tuple[st
         return tuple(dict.fromkeys(numeric))[:MOST_VALUES] or ("seconds",)
     counted = [key for key in COUNTS if any(result.get(key) for result in results)]
     disturbed = any(_disturbed(record) for record in records)
-    return (PERPLEXITY, RATIO, *counted, WEIGHTS) if clean and disturbed else (PERPLEXITY, *counted)
+    return (PERPLEXITY, RATIO, WEIGHTS, *counted) if clean and disturbed else (PERPLEXITY, *counted)
 
 
 def _check(values: Sequence[str], records: Sequence[Record]) -> None:

@@ -70,16 +70,21 @@ def explanation(table: ResultTable) -> str:
     """What the numbers are, in a sentence or two."""
     words = ["Mean ± half of the 95 % interval (Student's t) over the runs of a row"]
     if table.geometric:
-        words = [
-            f"{', '.join(map(heading, table.geometric))}: geometric mean [95 % interval]; else mean ± half of the interval"
-        ]
+        names = _capital(", ".join(map(heading, table.geometric)))
+        words = [f"{names}: geometric mean [95 % interval]; others: mean ± half of the interval"]
     if table.seeds == 1:
         words = ["One run a row, so no interval"]
+    if table.pooled:
+        words.append(f"a row pools runs that differ in {', '.join(table.pooled)}, and its interval is theirs together")
     if RATIO in table.values:
         words.append("× clean: perplexity against the same run, seed by seed, without attack and fault")
     if WEIGHTS in table.values:
-        words.append("weights: runs whose final weights are, to the bit, those of that clean run")
+        words.append("weights: runs whose final weights are, to the bit, those of the same run without attack and fault")
     return "; ".join(words) + "."
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def markdown(table: ResultTable) -> str:
