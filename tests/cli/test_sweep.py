@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -79,30 +78,6 @@ def _finished(out: Path) -> bool:
 
 def _digests(out: Path) -> list[Any]:
     return [(record.key, (record.result or {})["weights_digest"]) for record in Store(out).records()]
-
-
-def test_a_killed_sweep_leaves_no_process_behind(grid: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [*PROGRAM, "sweep", grid, "--out", str(out), "-q", "-j", "2"], stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    while not list(out.glob("cells/*.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while _alive(process.pid):  # the test's own limit ends this where they stay
-        time.sleep(0.05)
-
-
-def _alive(group: int) -> bool:
-    """Whether the killed process's group has a member that runs."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    states = [line.split() for line in subprocess.check_output(["ps", "-eo", "pgid,stat"], text=True).splitlines()[1:]]
-    return any(int(pgid) == group and not state.startswith("Z") for pgid, state in states)
 
 
 def test_the_first_interrupt_keeps_what_ended(grid: str, tmp_path: Path) -> None:

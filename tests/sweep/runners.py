@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataError
@@ -29,3 +31,11 @@ def stumble(cell: Cell) -> dict[str, Any]:
     if seed == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return pretend(cell)
+
+
+def linger(cell: Cell) -> dict[str, Any]:
+    """Says which process it is, in the file that the cell calls its text, and does not come back."""
+    path = Path(cell.config.data.name)
+    path.write_text(str(os.getpid()))
+    while True:
+        time.sleep(1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +85,34 @@ def test_several_processes_compute_with_one_thread_each_and_end(tmp_path: Path, 
     assert {record.result["threads"] for record in records if record.result} == {"1"}
     assert [record.axes["seed"] for record in records] == [0, 1, 2]
     assert multiprocessing.active_children() == []
+
+
+KILLED = """
+import sys
+from holdfast.sweep import Cell, Store, run_cells
+from runners import linger
+if __name__ == "__main__":
+    run_cells([Cell({}, {"data": {"name": name}}) for name in sys.argv[2:]], Store(sys.argv[1]), jobs=2, runner=linger)
+"""
+
+
+def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(KILLED)
+    files = [tmp_path / "one", tmp_path / "two"]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path / "store", *files], env=here)
+    while not all(file.exists() and file.read_text() for file in files):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    while any(_runs(int(file.read_text())) for file in files):  # the test's own limit ends this where they stay
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    told = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False).stdout
+    return bool(told.strip()) and not told.startswith("Z")
 
 
 def test_an_interrupt_leaves_what_ended(tmp_path: Path) -> None:
