@@ -88,7 +88,8 @@ def test_the_first_interrupt_keeps_what_ended(grid: str, tmp_path: Path) -> None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
-    assert process.returncode == 130, told
+    # CPython ends by the signal itself where the interrupt came inside `exec` of a text; 130 to a shell all the same
+    assert process.returncode in (130, -signal.SIGINT), told
     assert "of 8 cells are kept, the same command goes on from there" in told
     assert "Traceback" not in told
 
