@@ -11,6 +11,7 @@ import pytest
 from holdfast.attacks import ATTACKS
 from holdfast.config import RunConfig, read_toml, resolve
 from holdfast.settings import SETTINGS
+from holdfast.sweep import read_grid
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +47,8 @@ def test_every_link_leads_somewhere() -> None:
 def test_the_example_file_is_valid() -> None:
     config = resolve(read_toml(ROOT / "examples/run.toml"))
     assert config.attack[0].spec == "sign-flip"
+
+
+def test_the_example_of_a_sweep_is_valid() -> None:
+    grid = read_grid(ROOT / "examples/sweep.toml")
+    assert len(grid.cells) == 3 * (2 + 3 * 4)

@@ -13,7 +13,7 @@ WORDS = {"claim", "route", "errors", "seeds", "config", "message", "event", "dig
 MACHINE = {"partition", "schedule", "transport", "launch"}
 TRUST = {"verify", "recover", "evidence", "privacy"}
 ADVERSARY = {"attacks", "faults"}
-EDGE = {"experiment", "cast", "settings", "presets", "bench", "cli", "dash", "testing", "__main__", "__init__"}
+EDGE = {"experiment", "cast", "settings", "presets", "bench", "sweep", "cli", "dash", "testing", "__main__", "__init__"}
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -35,6 +35,7 @@ from holdfast.trainer import Trainer
 
 if TYPE_CHECKING:
     from holdfast.host import Host
+    from holdfast.job import Job
 
 AttackLike = str | Misconduct | AttackConfig | Mapping[str, Any]
 
@@ -45,8 +46,9 @@ class Experiment:
     `attack` is a name with parameters, an object of a subclass of `Attack`, a table whose `spec` is either, or several of them.
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
     nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
-    where the config wants one. With a `host` the workers are machines that join, and all keys are their own. Raises ConfigError
-    and the like before anything is written.
+    where the config wants one. With a `host` the workers are machines that join, and all keys are their own. `job` is what was
+    prepared before for exactly this run (`holdfast.bench.workshop.job_of`). Raises ConfigError and the like before anything is
+    written.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Experiment:
         label: str = "",
         resume: Path | str | None = None,
         host: Host | None = None,
+        job: Job | None = None,
         **settings: Any,
     ) -> None:
         tables = _tables(config, resume)
@@ -79,6 +82,7 @@ class Experiment:
             observers=(self._recorder,) if troupe is None else (self._recorder, troupe.observe),
             cast=troupe,
             resume=Path(resume) if resume is not None else None,
+            job=job,
             deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             open_engine=_engine(self.config, troupe, objects, self._out) if host is None else host.engine,
             identity=None if host is None else host.identity,

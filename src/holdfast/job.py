@@ -10,6 +10,7 @@ import torch
 
 from holdfast import seeds
 from holdfast.claim import StageState
+from holdfast.commit import commit
 from holdfast.config import ModelConfig, RunConfig
 from holdfast.data import (
     BatchSource,
@@ -127,8 +128,10 @@ def environment(job: Job) -> dict[str, str]:
 
     from holdfast import __version__
 
+    source = commit()
     return {
         "holdfast": __version__,
+        **({"commit": source} if source is not None else {}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli import report
 from holdfast.cli.checkup import Check
 from holdfast.cli.templates import render
 from holdfast.errors import ConfigError
@@ -138,3 +139,15 @@ def test_new_overwrites_nothing(holdfast, tmp_path: Path) -> None:
     outcome = holdfast("new", "attack", "slow-drift", "--to", str(tmp_path))
     assert outcome.code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_report_of_runs_in_every_form(holdfast, tmp_path: Path) -> None:
+    clean = finished_run(tmp_path / "a", "clean", "1")
+    other = finished_run(tmp_path / "b", "attacked", "2", "sign-flip")
+    to = tmp_path / "all"
+    assert holdfast("report", str(clean), str(other), "-f", "all", "--to", str(to)).code == 0
+    assert {path.name for path in to.iterdir()} == set(report.ALL)
+    assert "attacked" in (to / "table.tex").read_text()
+    assert "0/1" in holdfast("report", str(clean), str(other), "--value", "weights").out
+    assert "give --to FILE" in holdfast("report", str(clean), "-f", "pdf").err
+    assert holdfast("report", str(clean), "--by", "colour").code == 2

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 import holdfast
+from holdfast.commit import commit
 
 
 def environment() -> dict[str, Any]:
@@ -21,20 +20,11 @@ def environment() -> dict[str, Any]:
     return {
         "command": shlex.join(sys.argv),
         "holdfast": holdfast.__version__,
-        "commit": _commit(Path(holdfast.__file__).parent),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": 1,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
-
-
-def _commit(source: Path) -> str | None:
-    try:
-        command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=8", "--exclude=*"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        tracked = subprocess.run([*command[:3], "ls-files", "--error-unmatch", "errors.py"], capture_output=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None

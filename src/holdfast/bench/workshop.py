@@ -68,7 +68,8 @@ def job_of(config: RunConfig) -> Job:
     """The job of a run: made once, whatever the run is up against and whatever network it has."""
     plain = RunConfig()
     speeds = ClusterConfig(speeds=config.cluster.speeds)  # the cut of the model follows from them
-    bare = config.model_copy(update={"attack": (), "faults": (), "defence": plain.defence, "cluster": speeds})
+    given = {"attack": (), "faults": (), "defence": plain.defence, "cluster": speeds, "output": plain.output}
+    bare = config.model_copy(update={**given, "machines": plain.machines})
     return replace(_job(bare), config=config)
 
 

@@ -157,7 +157,7 @@ def _data() -> Iterator[Check]:
 
 
 def _folders() -> Iterator[tuple[str, Path | None]]:
-    from holdfast.data.corpus import FOLDERS, _local_folder
+    from holdfast.data.corpus import FOLDERS, local_folder
 
-    for name, folder in FOLDERS.items():
-        yield name, _local_folder(folder)
+    for name in FOLDERS:
+        yield name, local_folder(name)

@@ -27,6 +27,7 @@ from holdfast.cli import (
     nodes,
     report,
     status,
+    sweep,
     train,
 )
 from holdfast.errors import HoldfastError
@@ -62,7 +63,7 @@ def _root(
     pass
 
 
-for _module in (demo, train, evaluate, models, doctor, export, report, audit, host, invite, join, nodes, status):
+for _module in (demo, train, sweep, evaluate, models, doctor, export, report, audit, host, invite, join, nodes, status):
     _module.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")

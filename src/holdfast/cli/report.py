@@ -1,14 +1,28 @@
-"""`holdfast report`: a comparison of finished runs as Markdown, CSV or one self-contained page."""
+"""`holdfast report`: finished runs, sweeps and tables as text, LaTeX, figures or one self-contained page."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from holdfast.report import RunRecord
+    from holdfast.sweep.table import ResultTable
+
+FORMS = ("md", "csv", "html", "tex", "pdf", "svg", "means", "all")
+ALL = {
+    "report.md": "md",
+    "runs.csv": "csv",
+    "means.csv": "means",
+    "table.tex": "tex",
+    "figure.pdf": "pdf",
+    "figure.svg": "svg",
+    "report.html": "html",
+}
+"""What `--format all` writes."""
 
 
 def register(app: typer.Typer) -> None:
@@ -16,31 +30,95 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that `train --out` wrote.")],
-    form: Annotated[str, typer.Option("--format", "-f", metavar="FORM", help="md, csv or html.")] = "md",
-    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write here instead of printing.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="What `train`, `sweep` or `bench table1|table2` wrote with --out.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORM", help="md, csv, means, tex, pdf, svg, html, or all.")
+    ] = "md",
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write here instead of printing; for all, a directory.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="AXIS", help="An axis of the rows; repeatable (default: those that vary, not the seed)."),
+    ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option("--value", metavar="NAME", help="A number of `train --json`, weights or against_clean; repeatable."),
+    ] = None,
+    geometric: Annotated[bool, typer.Option("--geometric", help="Geometric means of perplexities.")] = False,
 ) -> None:
-    """Compare finished runs; the first one without attackers is the reference."""
+    """Compare finished runs, or tell what a sweep came to: means over seeds, each number with the runs behind it."""
     from holdfast.errors import ConfigError
+    from holdfast.sweep.sources import is_run
+
+    if form not in FORMS:
+        raise ConfigError(f"--format {form!r}: known are {', '.join(FORMS)}")
+    if to is None and form in ("pdf", "all"):
+        raise ConfigError(f"--format {form} is nothing to print; give --to {'DIR' if form == 'all' else 'FILE'}")
+    chosen = bool(by or value or geometric)
+    if form in ("md", "csv", "html") and not chosen and all(is_run(run) or not run.exists() for run in runs):
+        _put(_compared(runs, form).encode(), to)
+        return
+    table = _table(runs, by, value, geometric=geometric)
+    renderers = _renderers()
+    if form != "all":
+        _put(renderers[form](table), to)
+        return
+    assert to is not None
+    contents = {name: renderers[each](table) for name, each in ALL.items()}
+    to.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        _put(content, to / name)
+
+
+def _compared(runs: list[Path], form: str) -> str:
+    """Runs one by one, with their curves and stories."""
     from holdfast.report import read_run, render_csv, render_html, render_markdown
+    from holdfast.sweep.sources import told_apart
 
     renderers = {"md": render_markdown, "csv": render_csv, "html": render_html}
-    if form not in renderers:
-        raise ConfigError(f"--format {form!r}: known are {', '.join(renderers)}")
-    content = renderers[form](_told_apart([(run, read_run(run)) for run in runs]))
+    return renderers[form](told_apart([(run, read_run(run)) for run in runs]))
+
+
+def _table(runs: list[Path], by: list[str] | None, value: list[str] | None, *, geometric: bool) -> ResultTable:
+    from holdfast.sweep import Store
+    from holdfast.sweep.frame import require_pandas, require_scipy
+    from holdfast.sweep.sources import read_sources
+    from holdfast.sweep.store import is_store
+    from holdfast.sweep.table import make_table
+
+    require_pandas()
+    require_scipy()
+    name, records = read_sources(runs)
+    for run in runs:
+        if is_store(run) and (missing := Store(run).missing):
+            print(f"note: {missing} cells of {run} are not run yet", file=sys.stderr)
+    return make_table(records, by=by, values=value, geometric=geometric, name=name)
+
+
+def _renderers() -> dict[str, Callable[[ResultTable], bytes]]:
+    from holdfast.sweep.draw import figure
+    from holdfast.sweep.page import page
+    from holdfast.sweep.text import csv_means, csv_runs, latex, markdown
+
+    return {
+        "md": lambda table: markdown(table).encode(),
+        "csv": lambda table: csv_runs(table).encode(),
+        "means": lambda table: csv_means(table).encode(),
+        "tex": lambda table: latex(table).encode(),
+        "pdf": lambda table: figure(table, "pdf"),
+        "svg": lambda table: figure(table, "svg"),
+        "html": lambda table: page(table).encode(),
+    }
+
+
+def _put(content: bytes, to: Path | None) -> None:
+    from holdfast.atomic import write_file
+
     if to is None:
-        print(content, end="")
+        print(content.decode(), end="")
     else:
-        to.write_text(content, encoding="utf-8")
+        write_file(to, content, mode=0o644)
         print(to)
-
-
-def _told_apart(found: list[tuple[Path, RunRecord]]) -> list[RunRecord]:
-    """Runs that have the same label are called by their directories."""
-    from collections import Counter
-    from dataclasses import replace
-
-    labels = Counter(run.label for _, run in found)
-    return [
-        run if labels[run.label] == 1 else replace(run, label=f"{run.label} ({path.resolve().name})") for path, run in found
-    ]

@@ -55,7 +55,7 @@ def load_corpus(name: str, seed: int = 0) -> Corpus:
     if re.fullmatch(r"synthetic([:,].*)?", name):
         return _synthetic(name, seed)
     if name in FOLDERS:
-        folder = _local_folder(FOLDERS[name])
+        folder = local_folder(name)
         if folder is not None:
             return _corpus(name, _READERS[name](folder), str(folder))
         dataset = hub.NAMED[name]
@@ -115,7 +115,11 @@ def _from_path(name: str) -> Corpus:
 _NAMES = ("embedded", "synthetic", *FOLDERS, "hub:OWNER/NAME")
 
 
-def _local_folder(folder: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
+    """Where a text of FOLDERS lies here; None where it would come from the hub, and for every other name."""
+    if name not in FOLDERS:
+        return None
+    folder = FOLDERS[name]
     roots = [Path("data"), Path("../shared/data")]
     if os.environ.get("HOLDFAST_DATA"):
         roots.insert(0, Path(os.environ["HOLDFAST_DATA"]))

@@ -1,0 +1,95 @@
+"""The figure of a table: one row a place, a faint dot for each run, a strong one for the mean, a line for its interval.
+
+none                 o|-@-|o
+sign-flip 0.3              o-|-@-|-o          logarithmic where the values differ by more than a factor of 20
+------------------------------------------> perplexity
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+from holdfast.bench.drawing import GREY, STYLE, require_matplotlib
+from holdfast.errors import ConfigError
+from holdfast.sweep.cell import shown
+from holdfast.sweep.table import WEIGHTS, Line, ResultTable, heading, value_of
+
+BLUE, PALE = "#0072B2", "#9CC3DD"
+LOG_ABOVE = 20.0
+ROW_INCHES, FRAME_INCHES, PANEL_INCHES = 0.27, 0.9, 3.4
+
+
+def figure(table: ResultTable, form: str) -> bytes:
+    """A panel for each of the first two values that vary, as `pdf`, `svg` or `png`; equal tables give equal bytes."""
+    matplotlib = require_matplotlib()
+    from matplotlib import pyplot
+
+    values = drawn_values(table)
+    if not values:
+        raise ConfigError("there is nothing to draw: no value of the table is a number; choose others with --value")
+    labels = [label_of(line) for line in table.lines]
+    height = FRAME_INCHES + ROW_INCHES * len(labels)
+    width = 0.075 * max(map(len, labels)) + PANEL_INCHES * len(values)
+    with matplotlib.rc_context(STYLE):
+        picture, panels = pyplot.subplots(
+            1, len(values), figsize=(width, height), layout="constrained", sharey=True, squeeze=False
+        )
+        for axes, value in zip(panels[0], values, strict=True):
+            _panel(axes, table, value)
+        panels[0][0].set_yticks(range(len(labels)), labels)
+        panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
+        buffer = io.BytesIO()
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+        picture.savefig(buffer, format=form, dpi=200, metadata=undated)
+        pyplot.close(picture)
+    return buffer.getvalue()
+
+
+def drawn_values(table: ResultTable) -> list[str]:
+    """What a figure shows: up to two values that are numbers, those first that differ between rows."""
+    numeric = [
+        value for value in table.values if value != WEIGHTS and any(_numbers(table, line, value) for line in table.lines)
+    ]
+    varying = [value for value in numeric if len({x for line in table.lines for x in _numbers(table, line, value)}) > 1]
+    return (varying or numeric)[:2]
+
+
+def label_of(line: Line) -> str:
+    """The place of a row, in a line."""
+    return ", ".join(shown(value) for value in line.place.values() if value is not None) or "all"
+
+
+def is_log(values: list[float]) -> bool:
+    """Whether values are so far apart that only their logarithms can be seen beside one another."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > LOG_ABOVE
+
+
+def _panel(axes: Any, table: ResultTable, value: str) -> None:
+    from matplotlib.ticker import FormatStrFormatter
+
+    index = table.values.index(value)
+    every: list[float] = []
+    for y, line in enumerate(table.lines):
+        found, mean = _numbers(table, line, value), line.figures[index].mean
+        every += found
+        axes.plot(found, [y] * len(found), "o", ms=4, mew=0, color=PALE, zorder=2)
+        if mean.n:
+            if math.isfinite(mean.low):
+                axes.plot([mean.low, mean.high], [y, y], "-", lw=1.4, color=BLUE, solid_capstyle="butt", zorder=3)
+            axes.plot([mean.mean], [y], "o", ms=5, mew=0, color=BLUE, zorder=4)
+        else:
+            axes.text(0.01, y, "no number", transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=GREY)
+    if is_log(every):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_xlabel(heading(value))
+    axes.grid(axis="y", color="#ECECEC", lw=0.6, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _numbers(table: ResultTable, line: Line, value: str) -> list[float]:
+    found = [value_of(record, value, table.clean) for record in line.records if record.ok]
+    return [number for number in found if math.isfinite(number)]

@@ -1,0 +1,127 @@
+"""Processes that measure cells, one each at a time; one that dies takes only its own cell with it.
+
+parent --cell--> worker      spawned, one thread of torch, deaf to Ctrl-C, ended with its parent
+       <-ending-
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from holdfast.sweep.cell import Cell
+
+Measure = Callable[[Cell], Any]
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    line: Connection
+    cell: Cell | None = None
+
+
+def measure_together(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tuple[Cell, Any]]:
+    """Each cell with what `measure` returned for it, as they end; a str where its process died instead.
+
+    `measure` and what it returns must be picklable; it raises nothing. Leaving the loop early ends all processes.
+    """
+    waiting = list(reversed(cells))
+    workers: list[_Worker] = []
+    with _single_threaded():
+        try:
+            for _ in range(min(jobs, len(waiting))):
+                workers.append(_start(measure))
+                _give(workers[-1], waiting.pop())
+            while busy := [worker for worker in workers if worker.cell is not None]:
+                for line in wait([worker.line for worker in busy]):
+                    worker = next(worker for worker in busy if worker.line is line)
+                    cell, worker.cell = worker.cell, None
+                    assert cell is not None
+                    ending = _take(worker)
+                    if isinstance(ending, _Death):
+                        workers.remove(worker)
+                        if waiting:
+                            workers.append(worker := _start(measure))
+                    if waiting and worker in workers:
+                        _give(worker, waiting.pop())
+                    yield cell, ending.told if isinstance(ending, _Death) else ending
+        finally:
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                worker.process.join()
+                worker.line.close()
+
+
+@dataclass(frozen=True)
+class _Death:
+    told: str
+
+
+def _start(measure: Measure) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, measure), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _give(worker: _Worker, cell: Cell) -> None:
+    worker.cell = cell
+    with suppress(OSError):  # it is dead already, which shows where its ending is waited for
+        worker.line.send(cell)
+
+
+def _take(worker: _Worker) -> Any:
+    try:
+        return worker.line.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        worker.line.close()
+        code = worker.process.exitcode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return _Death(f"the process that ran it ended {how}; perhaps for want of memory: try fewer at a time")
+
+
+def _work(line: Connection, measure: Measure) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            cell = line.recv()
+        except EOFError:
+            return
+        line.send(measure(cell))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Libraries of the workers read this when they are loaded."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
