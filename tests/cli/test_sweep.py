@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,12 @@ def _digests(out: Path) -> list[Any]:
 
 def test_the_first_interrupt_keeps_what_ended(grid: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen([*PROGRAM, "sweep", grid, "--out", str(out), "-q"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROGRAM, "sweep", grid, "--out", str(out), "-q"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     while not list(out.glob("cells/*.json")):
         assert process.poll() is None
         time.sleep(0.02)
