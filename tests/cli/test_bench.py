@@ -20,7 +20,12 @@ def test_a_grid_of_ones_own(holdfast, tmp_path: Path) -> None:
     rows = {(row["attack"], row["defence"]): row for row in told["rows"]}
     assert (rows["zeros", "duplicate"]["tpr"], rows["zeros", "duplicate"]["stage"]) == (1.0, "2")
     assert rows["honest", "duplicate"]["fpr"] == 0.0
-    assert [line.partition("]")[0] for line in outcome.err.splitlines()] == ["[1/3", "[2/3", "[3/3"]
+    assert [line.partition("]")[0] for line in outcome.err.splitlines()] == [
+        "3 cells, 3 to be run; results: " + str(tmp_path / "out"),
+        "[1/3",
+        "[2/3",
+        "[3/3",
+    ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *(f"detection.{form}" for form in ("jsonl", "csv", "md", "svg", "pdf", "png")),
         "cells.jsonl",
@@ -66,7 +71,7 @@ def test_results_are_never_written_over(holdfast, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     outcome = holdfast("bench", "detection", *SMALL, "--out", str(tmp_path))
     assert outcome.code == 2
-    assert "not empty" in outcome.err
+    assert "choose another --out" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

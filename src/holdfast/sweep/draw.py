@@ -7,16 +7,15 @@ sign-flip 0.3              o-|-@-|-o          logarithmic where the values diffe
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
-from holdfast.bench.drawing import GREY, STYLE, require_matplotlib
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import shown
+from holdfast.sweep.style import BLUE, GREY, STYLE, drawn, require_matplotlib
 from holdfast.sweep.table import WEIGHTS, Line, ResultTable, heading, value_of
 
-BLUE, PALE = "#0072B2", "#9CC3DD"
+FAINT = "#9CC3DD"
 LOG_ABOVE = 20.0
 ROW_INCHES, FRAME_INCHES, PANEL_INCHES = 0.27, 0.9, 3.4
 
@@ -40,11 +39,9 @@ def figure(table: ResultTable, form: str) -> bytes:
             _panel(axes, table, value)
         panels[0][0].set_yticks(range(len(labels)), labels)
         panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
-        buffer = io.BytesIO()
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-        picture.savefig(buffer, format=form, dpi=200, metadata=undated)
+        content = drawn(picture, form)
         pyplot.close(picture)
-    return buffer.getvalue()
+    return content
 
 
 def drawn_values(table: ResultTable) -> list[str]:
@@ -74,7 +71,7 @@ def _panel(axes: Any, table: ResultTable, value: str) -> None:
     for y, line in enumerate(table.lines):
         found, mean = _numbers(table, line, value), line.figures[index].mean
         every += found
-        axes.plot(found, [y] * len(found), "o", ms=4, mew=0, color=PALE, zorder=2)
+        axes.plot(found, [y] * len(found), "o", ms=4, mew=0, color=FAINT, zorder=2)
         if mean.n:
             if math.isfinite(mean.low):
                 axes.plot([mean.low, mean.high], [y, y], "-", lw=1.4, color=BLUE, solid_capstyle="butt", zorder=3)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from holdfast.report.pipes import NOTHING
 from holdfast.report.svg import Axis, drawing, element, text, title
 from holdfast.sweep.cell import shown
 from holdfast.sweep.draw import drawn_values, is_log, label_of
 from holdfast.sweep.frame import SEED
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 from holdfast.sweep.table import Figure, Line, ResultTable, heading, value_of
 from holdfast.sweep.text import (
-    NOTHING,
     ORIGIN_HEADINGS,
     axes_of,
     digits,

@@ -18,7 +18,7 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import Scalar
 from holdfast.sweep.frame import SEED, Mean, mean, number
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 
 PERPLEXITY, WEIGHTS, RATIO = "validation_perplexity", "weights", "against_clean"
 COUNTS = ("attacked_claims", "detected", "missed", "false_alarms", "claims_replaced", "stages_skipped", "steps_restarted")

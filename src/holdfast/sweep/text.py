@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from holdfast.sweep.cell import Scalar, shown
+from holdfast.report.pipes import NOTHING, cell, pipes
+from holdfast.sweep.cell import shown
 from holdfast.sweep.frame import SEED, frame
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 from holdfast.sweep.table import RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
-
-NOTHING = "–"
 
 
 def plain_rows(table: ResultTable) -> tuple[list[str], list[list[str]]]:
@@ -90,17 +89,17 @@ def _capital(words: str) -> str:
 def markdown(table: ResultTable) -> str:
     """The table, what failed, and where each number comes from."""
     headings, rows = plain_rows(table)
-    parts = [f"# {_cell(table.name)}\n", _pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
+    parts = [f"# {cell(table.name)}\n", pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
     if table.failed:
         parts += [
             "## What failed\n",
-            "".join(f"- {_cell(record.name)}: {_cell(str(record.error))}\n" for record in table.failed),
+            "".join(f"- {cell(record.name)}: {cell(str(record.error))}\n" for record in table.failed),
         ]
     environments = environments_of(table.records)
     axes = axes_of(table.records)
     told_runs = [[*(shown(record.axes.get(axis)) for axis in axes), *origin(record, environments)] for record in table.records]
-    parts += ["## Where the numbers come from\n", _pipes([*axes, *ORIGIN_HEADINGS], told_runs, left=len(axes) + 4)]
-    parts += [f"Environment {letter}: {_cell(environment)}\n" for environment, letter in environments.items()]
+    parts += ["## Where the numbers come from\n", pipes([*axes, *ORIGIN_HEADINGS], told_runs, left=len(axes) + 4)]
+    parts += [f"Environment {letter}: {cell(environment)}\n" for environment, letter in environments.items()]
     commands = "\n".join(f"{record.command}  # {record.key[:12]}" for record in table.records)
     parts += [f"Each run alone:\n\n```sh\n{commands}\n```\n"]
     return "\n".join(parts)
@@ -124,8 +123,9 @@ def environments_of(records: Sequence[Record]) -> dict[str, str]:
 
 
 def environment_of(record: Record) -> str:
-    """Versions and machine, in words; command and commit stand elsewhere."""
-    kept = {key: value for key, value in record.environment.items() if key not in ("command", "commit") and value is not None}
+    """Versions and machine, in words; command, commit and time stand elsewhere."""
+    apart = ("command", "commit", "date")
+    kept = {key: value for key, value in record.environment.items() if key not in apart and value is not None}
     return ", ".join(f"{key} {value}" for key, value in kept.items()) or "unknown"
 
 
@@ -169,8 +169,8 @@ def latex(table: ResultTable) -> str:
     for line, row in zip(table.lines, rows, strict=True):
         for record in line.records:
             seed = f"seed {record.axes[SEED]}, " if SEED in record.axes else ""
-            cell, run, commit, *_, environment = origin(record, environments)
-            lines.append(_comment(f"% {seed}cell {cell}, run {run}, commit {commit}, environment {environment}"))
+            key, run, commit, *_, environment = origin(record, environments)
+            lines.append(_comment(f"% {seed}cell {key}, run {run}, commit {commit}, environment {environment}"))
         lines.append(" & ".join(map(escaped, row)) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
@@ -215,16 +215,6 @@ def of_run(record: Record, value: str, table: ResultTable) -> str:
         return str((record.result or {}).get("weights_digest", NOTHING))[:12]
     found = value_of(record, value, table.clean)
     return digits(found) if math.isfinite(found) else "not finite"
-
-
-def _pipes(headings: Sequence[str], rows: Sequence[Sequence[Scalar]], left: int) -> str:
-    lines = ["| " + " | ".join(map(_cell, headings)) + " |", "|" + " --- |" * left + " ---: |" * (len(headings) - left)]
-    lines += ["| " + " | ".join(_cell(str(cell)) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _comment(text: str) -> str:
