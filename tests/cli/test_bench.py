@@ -28,8 +28,7 @@ def test_a_grid_of_ones_own(holdfast, tmp_path: Path) -> None:
     ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *(f"detection.{form}" for form in ("jsonl", "csv", "md", "svg", "pdf", "png")),
-        "cells.jsonl",
-        "environment.json",
+        *("cells", "cells.jsonl", "sweep.json", "lock", "environment.json"),
     }
 
 
