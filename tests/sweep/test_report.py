@@ -128,9 +128,9 @@ def test_latex_prints_whatever_a_name_has() -> None:
 
 
 def test_figures_are_equal_for_equal_tables(table: ResultTable) -> None:
-    assert figure(table, "pdf").startswith(b"%PDF")
-    drawn = figure(table, "svg")
-    assert drawn == figure(table, "svg")
+    assert figure(table, form="pdf").startswith(b"%PDF")
+    drawn = figure(table, form="svg")
+    assert drawn == figure(table, form="svg")
     words = "".join(ElementTree.fromstring(drawn).itertext())
     assert "perplexity" in words
     assert "sign-flip, duplicate" in words
@@ -138,7 +138,7 @@ def test_figures_are_equal_for_equal_tables(table: ResultTable) -> None:
 
 def test_nothing_to_draw_is_said(records: list[Record]) -> None:
     with pytest.raises(ConfigError, match="nothing to draw"):
-        figure(make_table([records[4]]), "svg")
+        figure(make_table([records[4]]), form="svg")
 
 
 class Reader(HTMLParser):

@@ -40,7 +40,7 @@ from holdfast.bench.traffic import Window, watch
 from holdfast.experiment import Experiment
 from holdfast.job import Job
 from holdfast.sweep.cell import Cell
-from holdfast.sweep.record import Record
+from holdfast.sweep.record import Record, telling_first
 from holdfast.sweep.store import Store
 from holdfast.sweep.study import Study
 from holdfast.trainer import prepare_tested
@@ -153,7 +153,8 @@ class Measuring:
         of_steps = replace(job, config=question.config(start, seed, question.scale.treated))
         pairs = question.scale.treatments
         rows = [replace(train(of_steps, replaced, by, question.middle), seed=seed) for replaced, by in pairs]
-        return {"rows": [asdict(row) for row in rows], "unigram": unigram_perplexity(job)}
+        told = ("perplexity", "loss", "cosine")
+        return {"rows": [telling_first(asdict(row), told) for row in rows], "unigram": unigram_perplexity(job)}
 
 
 def gather(question: Question, records: Sequence[Record]) -> Findings:

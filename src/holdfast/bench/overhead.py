@@ -23,7 +23,7 @@ from holdfast.bench.virtual import Cost, measure, overhead
 from holdfast.config import RunConfig, Schedule
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import Cell
-from holdfast.sweep.record import Record
+from holdfast.sweep.record import Record, telling_first
 from holdfast.sweep.study import Study
 
 PARTS = ("virtual", "memory", "processes")
@@ -38,6 +38,9 @@ IN_MEMORY = (*((mode, "") for mode in MODES), *((f"duplicate,on_alert={remedy}",
 
 IN_PROCESSES: Mapping[Schedule, tuple[str, ...]] = {"1f1b": (OFF, DUPLICATE, SPOT_CHECK), "gpipe": (OFF, DUPLICATE)}
 """What is compared in turns, beside torch.distributed.pipelining."""
+
+TELLING = ("ratio", "bound", "work", "tensor_bytes", "step_s", "clean_s")
+"""What a report shows first of a row on the virtual clock."""
 
 HEADLINE = (6, 4)
 WANTED_TIME, WANTED_OPERATIONS = 1.6, 1.10
@@ -134,7 +137,7 @@ def cells_of(plan: Plan) -> list[Cell]:
         for defence, attack in plan.in_memory:
             work = dataclasses.replace(plan.memory, repeats=1) if attack else plan.memory  # under lies operations alone count
             config = work_config(work, defence, engine="memory", schedule="1f1b", attack=attack)
-            found.append(_cell("memory", {"defence": defence, "attack": attack}, config, work=dataclasses.asdict(work)))
+            found.append(_cell("memory", {"way": defence, "attack": attack}, config, work=dataclasses.asdict(work)))
     if "processes" in plan.parts:
         for schedule, ways in IN_PROCESSES.items():
             config = work_config(plan.processes, ways[-1], engine="processes", schedule=schedule, tied=False)
@@ -161,10 +164,11 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
         setting, size = Setting(**axes), Size(**cell.more["size"])  # type: ignore[arg-type]
         cost, clean = measure(setting, size), _clean(setting.clean, size)
         row = virtual_row(setting, cost, clean, overhead(setting, cost, clean))
-        return {name: value for name, value in dataclasses.asdict(row).items() if name not in axes}
+        told = {name: value for name, value in dataclasses.asdict(row).items() if name not in axes}
+        return telling_first(told, TELLING)
     work = Workload(**cell.more["work"])
     if part == "memory":
-        costs = in_memory(work, [(OFF, ""), (str(axes["defence"]), str(axes["attack"]))])
+        costs = in_memory(work, [(OFF, ""), (str(axes["way"]), str(axes["attack"]))])
         rows = real_rows(costs, costs[0])
     else:
         costs = in_processes(work, axes["schedule"], cell.more["ways"])  # type: ignore[arg-type]

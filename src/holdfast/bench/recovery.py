@@ -34,7 +34,7 @@ from holdfast.bench.trace import DAY_SIZE, FOREVER_S, HOUR_S, Day, Ways, day, da
 from holdfast.config import RunConfig
 from holdfast.faults import Moment
 from holdfast.sweep.cell import Cell
-from holdfast.sweep.record import Record
+from holdfast.sweep.record import Record, telling_first
 from holdfast.sweep.study import Study
 
 PARTS = ("crash", "lie", "trace", "processes")
@@ -44,6 +44,8 @@ FOUND_LATER = "spot-check,check_steps=1"
 OFF = Ways(CHECKPOINT, 10**6)
 """Defences off, and never a checkpoint."""
 CALM_H = FOREVER_S / HOUR_S
+TELLING = ("extra_s", "steps_lost", "shadows_s", "slower", "equal", "steps", "rollbacks", "computed", "lost_workers")
+"""What a report shows first."""
 WAYS = (Ways(TAKEOVER, 16), Ways(CHECKPOINT, 1), Ways(CHECKPOINT, 4), Ways(CHECKPOINT, 16))
 
 
@@ -171,8 +173,8 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
     network, size = cell.more["network"], Size(**cell.more["size"])
     row: Incident | Day
     if part == "trace":
-        market = Market(axes["life_h"] * HOUR_S, axes["gone_min"] * 60, axes["seed"])
-        way = Ways(axes["defence"], axes["every"])
+        market = Market((axes["life_h"] or CALM_H) * HOUR_S, axes["gone_min"] * 60, axes["seed"])
+        way = Ways(axes["defence"], axes["every"] or OFF.every)
         row = day(network, size, way, market, axes["hours"], cell.more["restart_s"])
     else:
         stages, moment = tuple(map(int, axes["stages"].split("+"))), axes["moment"]
@@ -180,7 +182,8 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
             row = crash(network, size, axes["way"], stages, moment)
         else:
             row = lie(network, size, axes["way"], stages[0], moment)
-    return {name: value for name, value in dataclasses.asdict(row).items() if name not in (*axes, "what")}
+    told = {name: value for name, value in dataclasses.asdict(row).items() if name not in (*axes, "what")}
+    return telling_first(told, TELLING)
 
 
 def command_of(cell: Cell) -> str:
@@ -188,7 +191,7 @@ def command_of(cell: Cell) -> str:
     words = ["holdfast", "bench", "recovery", "--part", str(cell.axes["part"])]
     if "network" in cell.more:
         words += ["--network", cell.more["network"]]
-    if cell.axes["part"] == "trace" and cell.axes["life_h"] != CALM_H:
+    if cell.axes["part"] == "trace" and cell.axes["life_h"] is not None:
         words += ["--life-hours", f"{cell.axes['life_h']:g}", "--gone-minutes", f"{cell.axes['gone_min']:g}"]
         words += ["--hours", f"{cell.axes['hours']:g}", "--restart-seconds", f"{cell.more['restart_s']:g}"]
         words += ["--seeds", str(int(cell.axes["seed"] or 0) + 1)]
@@ -209,7 +212,8 @@ def gather(plan: Plan, records: Sequence[Record]) -> Recovery:
             kills += [Kill(**row) for row in result["rows"]]
         elif part == "trace":
             line = [(hour, steps) for hour, steps in result["line"]]
-            found = Day(**axes, **{**result, "line": line})
+            calm = {"life_h": axes["life_h"] or CALM_H, "every": axes["every"] or OFF.every}
+            found = Day(**{**axes, **calm, **result, "line": line})
             days[found.defence, found.every, found.life_h, found.seed] = found
         else:
             stages = tuple(map(int, axes.pop("stages").split("+")))
@@ -235,8 +239,10 @@ def _days(plan: Plan) -> list[tuple[Ways, Market]]:
 
 
 def _day_cell(plan: Plan, way: Ways, market: Market) -> Cell:
-    life_h, gone_min = market.life_s / HOUR_S, market.gone_s / 60
-    axes = {"defence": way.defence, "every": way.every, "life_h": life_h, "gone_min": gone_min, "hours": plan.hours}
+    """Its axes have no life where nobody goes, and no interval where no checkpoint is written."""
+    life_h = market.life_s / HOUR_S if market.life_s < FOREVER_S else None
+    every = way.every if way != OFF else None
+    axes = {"defence": way.defence, "every": every, "life_h": life_h, "gone_min": market.gone_s / 60, "hours": plan.hours}
     more = {"network": plan.network, "size": dataclasses.asdict(plan.day_size), "restart_s": plan.restart_s}
     config = day_config(plan.network, plan.day_size, way)
     return _cell("trace", {**axes, "seed": market.seed}, config, **more)

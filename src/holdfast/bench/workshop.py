@@ -16,11 +16,13 @@ from holdfast.bench.measure import Measurement, measure
 from holdfast.errors import FaultWindowExceeded
 from holdfast.sweep import cell as sweep_cell
 from holdfast.sweep.jobs import job_of
-from holdfast.sweep.record import Record
+from holdfast.sweep.record import Record, telling_first
 from holdfast.sweep.store import Store
 from holdfast.sweep.study import Study
 
 NAME = "detection"
+TELLING = ("detected", "missed", "false_alarms", "honest_checks", "alert_after", "virtual_s")
+"""What a report shows first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ def study_of(cells: Sequence[Cell], setup: Setup) -> Study:
 def measure_cell(cell: sweep_cell.Cell) -> Mapping[str, Any]:
     """The fields of a Measurement, or why the run `stopped`."""
     try:
-        return asdict(measure(cell.config, job_of(cell.config)))
+        found = asdict(measure(cell.config, job_of(cell.config)))
+        return telling_first(found, TELLING)
     except FaultWindowExceeded as error:
         return {"stopped": str(error)}
 

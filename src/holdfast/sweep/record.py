@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from holdfast.sweep.cell import TRAINING, Scalar, shown
 
 SCHEMA = 1
 LINES = "cells.jsonl"
+NO_PLACE = ("digest",)
+"""Words of a row that say what it came to, and not where it stands."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,15 @@ def expanded(records: Iterable[Record]) -> list[Record]:
             found.append(record)
             continue
         for row in rows:
-            words = {name: value for name, value in row.items() if isinstance(value, str)}
+            words = {name: value for name, value in row.items() if isinstance(value, str) and name not in NO_PLACE}
             numbers = {name: value for name, value in row.items() if name not in words}
             found.append(replace(record, axes={**record.axes, **words}, result=numbers))
     return found
+
+
+def telling_first(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The same values, those of `names` first and in their order: a report shows the first few."""
+    return {**{name: result[name] for name in names if name in result}, **result}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

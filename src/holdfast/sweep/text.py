@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from holdfast.report.pipes import NOTHING, cell, pipes
 from holdfast.sweep.cell import shown
 from holdfast.sweep.frame import SEED, frame
 from holdfast.sweep.record import Record
-from holdfast.sweep.table import RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
+from holdfast.sweep.table import PART, RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
 
 
 def plain_rows(table: ResultTable) -> tuple[list[str], list[list[str]]]:
@@ -86,21 +87,24 @@ def _capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def markdown(table: ResultTable) -> str:
-    """The table, what failed, and where each number comes from."""
-    headings, rows = plain_rows(table)
-    parts = [f"# {cell(table.name)}\n", pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
-    if table.failed:
-        parts += [
-            "## What failed\n",
-            "".join(f"- {cell(record.name)}: {cell(str(record.error))}\n" for record in table.failed),
-        ]
-    environments = environments_of(table.records)
-    axes = axes_of(table.records)
-    told_runs = [[*(shown(record.axes.get(axis)) for axis in axes), *origin(record, environments)] for record in table.records]
+def markdown(*tables: ResultTable) -> str:
+    """The tables, what failed, and where each number comes from."""
+    parts = [f"# {cell(tables[0].name)}\n"]
+    for table in tables:
+        headings, rows = plain_rows(table)
+        parts += [f"## {cell(table.part)}\n"] if table.part else []
+        parts += [pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
+    records = [record for table in tables for record in table.records]
+    failed = [record for record in records if not record.ok]
+    if failed:
+        told_failures = "".join(f"- {cell(record.name)}: {cell(str(record.error))}\n" for record in failed)
+        parts += ["## What failed\n", told_failures]
+    environments = environments_of(records)
+    axes = axes_of(records)
+    told_runs = [[*(shown(record.axes.get(axis)) for axis in axes), *origin(record, environments)] for record in records]
     parts += ["## Where the numbers come from\n", pipes([*axes, *ORIGIN_HEADINGS], told_runs, left=len(axes) + 4)]
     parts += [f"Environment {letter}: {cell(environment)}\n" for environment, letter in environments.items()]
-    commands = "\n".join(f"{record.command}  # {record.key[:12]}" for record in table.records)
+    commands = "\n".join(dict.fromkeys(f"{record.command}  # {record.key[:12]}" for record in records))
     parts += [f"Each run alone:\n\n```sh\n{commands}\n```\n"]
     return "\n".join(parts)
 
@@ -135,18 +139,24 @@ def axes_of(records: Sequence[Record]) -> list[str]:
     return [axis for axis in found if axis != SEED] + ([SEED] if SEED in found else [])
 
 
-def csv_runs(table: ResultTable) -> str:
+def csv_runs(*tables: ResultTable) -> str:
     """One line a run, unrounded, with all that it says and where it comes from."""
-    return str(frame(table.records).to_csv(index=False, lineterminator="\n"))
+    parted = [
+        replace(record, axes={PART: table.part, **record.axes}) if table.part else record
+        for table in tables
+        for record in table.records
+    ]
+    return str(frame(parted).to_csv(index=False, lineterminator="\n"))
 
 
-def csv_means(table: ResultTable) -> str:
-    """One line a row of the table: for each value V also V_std, V_n, V_low, V_high and V_lost; and the keys of its cells."""
+def csv_means(*tables: ResultTable) -> str:
+    """One line a row of each table: for each value V also V_std, V_n, V_low, V_high and V_lost; and the keys of its cells."""
     import pandas
 
     rows = []
-    for line in table.lines:
-        row: dict[str, object] = {**line.place, "runs": len(line.records), "failed": len(line.failed)}
+    for table, line in [(each, line) for each in tables for line in each.lines]:
+        part = {PART: table.part} if table.part else {}
+        row: dict[str, object] = {**part, **line.place, "runs": len(line.records), "failed": len(line.failed)}
         for figure in line.figures:
             if figure.value == WEIGHTS:
                 row |= dict(zip(("weights_equal", "weights_of"), figure.equal or (None, None), strict=True))
@@ -158,12 +168,17 @@ def csv_means(table: ResultTable) -> str:
     return str(pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
-def latex(table: ResultTable) -> str:
-    r"""A `tabular` for \usepackage{booktabs}; comments name the runs behind each row."""
+def latex(*tables: ResultTable) -> str:
+    r"""A `tabular` for \usepackage{booktabs}, for each table; comments name the runs behind each row."""
+    return "\n".join(map(_tabular, tables))
+
+
+def _tabular(table: ResultTable) -> str:
     headings, rows = plain_rows(table)
     columns = "l" * len(table.by) + "r" * (len(headings) - len(table.by))
     environments = environments_of(table.records)
-    lines = [f"% {_comment(table.name)}. Needs \\usepackage{{booktabs}}.", f"% {_comment(explanation(table))}"]
+    named = table.name + (f", {table.part}" if table.part else "")
+    lines = [f"% {_comment(named)}. Needs \\usepackage{{booktabs}}.", f"% {_comment(explanation(table))}"]
     lines += [f"% environment {letter}: {_comment(environment)}" for environment, letter in environments.items()]
     lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(map(escaped, headings)) + r" \\", "\\midrule"]
     for line, row in zip(table.lines, rows, strict=True):
