@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.report.jsonl import finite
 from holdfast.sweep.cell import Cell
 from holdfast.sweep.record import Record
 from holdfast.sweep.store import Store
@@ -127,7 +128,7 @@ def _measure(cell: Cell, runner: Runner) -> _Ending:
     started, began = _now(), time.perf_counter()
     result, error = None, None
     try:
-        result = dict(runner(cell))
+        result = finite(dict(runner(cell)))  # as it will be read again
     except HoldfastError as failure:
         error = str(failure)
     except Exception as failure:  # noqa: BLE001  (a defect that one cell brings to light must not lose the others)
