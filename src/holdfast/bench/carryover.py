@@ -197,28 +197,14 @@ def curve(quiet: Any, loud: Any) -> list[float]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class CascadeRow:
-    """What a test says in a run in which lies are used: alarms about claims of one kind; honest ones are false accusations."""
-
-    attack: str
-    direction: str
-    view: str
-    test: str
-    claims: str
-    count: int
-    alarms: int
-    share: float
-    low: float
-    high: float
-
-
 FORGED, DOWNSTREAM, OTHERS = "forged", "honest, from a forged input", "honest, others"
 
 
 @dataclass(frozen=True, slots=True)
 class CascadeCount:
-    """What one seed's run says of it."""
+    """What a test says in one seed's run in which lies are used: alarms about claims of one kind; honest ones are false
+    accusations.
+    """
 
     attack: str
     direction: str
@@ -227,6 +213,15 @@ class CascadeCount:
     claims: str
     count: int
     alarms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeRow(CascadeCount):
+    """The same over all seeds, with the share and its interval."""
+
+    share: float
+    low: float
+    high: float
 
 
 @dataclass

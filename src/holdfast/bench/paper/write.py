@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -12,6 +13,7 @@ from holdfast.atomic import write_file
 from holdfast.bench.paper.columns import BEFORE, CLEAN
 from holdfast.bench.paper.table import Results, grid, sections, words
 from holdfast.report.pipes import pipes
+from holdfast.sweep.draw import is_log
 from holdfast.sweep.frame import frame
 from holdfast.sweep.record import LINES, write_lines
 from holdfast.sweep.style import BLUE, GREEN, GREY, PINK, STYLE, VERMILION, require_matplotlib, save
@@ -57,12 +59,13 @@ def latex(results: Results) -> str:
 
 
 def draw(out: Path, results: Results) -> list[Path]:
-    """Every run against the mean clean run of its row, on a logarithmic scale: dots above each column's name."""
+    """Every run against the mean clean run of its row, a dot each above its column's name; logarithmic if far apart."""
     matplotlib = require_matplotlib()
     from matplotlib import pyplot
 
     names = [column.name for column in results.question.columns if column.name not in (BEFORE,)]
     with matplotlib.rc_context(STYLE):
+        drawn: list[float] = []
         figure, axes = pyplot.subplots(figsize=(2.2 + 0.75 * len(names), 4.2), layout="constrained")
         for index, row in enumerate(results.rows):
             clean = results.summary(row, CLEAN)
@@ -73,11 +76,13 @@ def draw(out: Path, results: Results) -> list[Path]:
             for x, name in enumerate(names):
                 found = results.summary(row, name)
                 values = [value / clean.mean for value in found.values] if found is not None else []
+                drawn += [value for value in values if math.isfinite(value)]
                 axes.plot([x + shift] * len(values), values, MARKS[data % 4], ms=4, color=PALETTE[model % 4], mew=0, alpha=0.8)
         axes.axhline(1.0, color=GREY, lw=0.7, zorder=0)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        if is_log(drawn):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=45, ha="right")
         axes.set_ylabel("perplexity against the clean run")
         axes.spines[["top", "right"]].set_visible(False)
