@@ -47,7 +47,7 @@ class Experiment:
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
     nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
     where the config wants one. With a `host` the workers are machines that join, and all keys are their own. `job` is what was
-    prepared before for exactly this run (`holdfast.bench.workshop.job_of`). Raises ConfigError and the like before anything is
+    prepared before for exactly this run (`holdfast.sweep.jobs.job_of`). Raises ConfigError and the like before anything is
     written.
     """
 

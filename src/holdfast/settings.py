@@ -144,6 +144,23 @@ def split_attack(spec: str) -> dict[str, Any]:
     return table
 
 
+def defence_tables(spec: str) -> dict[str, dict[str, Any]]:
+    """The settings that a defence's spec stands for, by section.
+
+    >>> defence_tables("duplicate,on_alert=skip,cluster.speeds=1+2")
+    {'defence': {'name': 'duplicate', 'on_alert': 'skip'}, 'cluster': {'speeds': [1, 2]}}
+    """
+    from holdfast.config import parse_spec
+
+    name, settings = parse_spec(spec)
+    tables: dict[str, dict[str, Any]] = {"defence": {"name": name}}
+    for path, value in settings.items():
+        section, dot, key = path.partition(".")
+        table = tables.setdefault(section if dot else "defence", {})
+        table[key if dot else path] = _several(value)
+    return tables
+
+
 def numbers(text: str, what: str) -> tuple[int, ...]:
     """Whole numbers and ranges: `2`, `1-4`, `1,3` or `1+3-4`.
 
@@ -210,3 +227,10 @@ def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:
 
 def _key(pair: str) -> str:
     return pair.partition("=")[0].strip().replace("-", "_")
+
+
+def _several(value: Any) -> Any:
+    """A list where `+` joins words, which commas cannot."""
+    from holdfast.config import toml_value
+
+    return [toml_value(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value
