@@ -1,18 +1,33 @@
 """The checkpoints of a run as states of its stages: on disk where the run has a directory, else the last one in memory.
 
 states of all stages --> names of the whole model --> checkpoints/step-NNNNNN --> the same model --> states, any cut
+
+They are written behind the run's back. A sealed state is never changed, so it need not be copied for that; if it were changed
+nevertheless, its digest would tell, and the checkpoint would not come to be.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.atomic import MANIFEST, clear_leftovers, new_directory
-from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_checkpoint, version_of, write_checkpoint
+from holdfast.atomic import MANIFEST, clear_leftovers, new_directory, verify_manifest
+from holdfast.behind import Behind, Outcome
+from holdfast.checkpoint import (
+    Snapshot,
+    checkpoint_path,
+    drop_later,
+    earlier_checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    version_of,
+    write_checkpoint,
+)
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
 from holdfast.data import read_vocabulary
@@ -21,13 +36,15 @@ from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolErr
 from holdfast.evidence.log import FILE, check_end, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
-from holdfast.partition import is_adapter, save_adapter, save_model
+from holdfast.partition import is_adapter, model_writer, save_adapter
 from holdfast.partition.source import LocalFiles
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
+
+log = logging.getLogger("holdfast.checkpoints")
 
 
 class Keeper:
@@ -41,6 +58,8 @@ class Keeper:
         self._out = Path(config.output.dir) if config.output.dir is not None else None
         self._newest: tuple[int, Path] | None = None
         self._memory: States | None = None
+        self._behind = Behind()
+        self._told: list[Outcome] = []
 
     # -- where a run begins ------------------------------------------------------------------------------------------
 
@@ -55,7 +74,7 @@ class Keeper:
         if path is None:
             self.run = _earlier_name(source) or self.run
             return self.initial(), Progress()
-        snapshot = read_checkpoint(path)
+        snapshot = _read_or_advise(path, chosen=path == source)
         if snapshot.version > self._config.training.steps:
             raise ConfigError(
                 f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps; "
@@ -101,42 +120,90 @@ class Keeper:
 
     # -- while it goes on --------------------------------------------------------------------------------------------
 
-    def keep(self, states: States, progress: Progress) -> Path | None:
-        """Make `states` the newest checkpoint; gives its path where it was written now."""
-        version = next(iter(states.values())).version
+    def due(self, version: int) -> Path | None:
+        """Where a checkpoint of `version` would be written; None where it is written already, or nothing ever is.
+
+        Waits for one of the same version that is being written: if that fails, it is due again.
+        """
         if self._out is None:
-            self._memory, self._newest = states, None
             return None
+        if self._behind.version == version:
+            self._behind.wait()
+            self._take_note(self._behind.settled())
         root = self._out / "checkpoints"
         if self._newest is not None and self._newest[0] == version and self._newest[1].parent.resolve() == root.resolve():
             return None
+        return checkpoint_path(root, version)
+
+    def keep(self, states: States, progress: Progress, sealed: Mapping[int, bytes]) -> None:
+        """Make `states` the newest checkpoint: begin to write them where the run has a directory. `settled` tells when it is there.
+
+        `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
+        """
+        version = next(iter(states.values())).version
+        if self._out is None:
+            self._memory, self._newest = states, None
+            return
+        path = checkpoint_path(self._out / "checkpoints", version)
         snapshot = Snapshot(
             version,
-            {name: tensor for state in states.values() for name, tensor in state.weights.items()},
-            {name: tensor for state in states.values() for name, tensor in state.moments.items()},
+            {name: tensor.cpu() for state in states.values() for name, tensor in state.weights.items()},
+            {name: tensor.cpu() for state in states.values() for name, tensor in state.moments.items()},
             {name: state.updates for i, state in states.items() for name in self._job.plan.trainable_of(i)},
-            {str(stage): state_digest(state).hex() for stage, state in states.items()},
+            {},
             self.certified,
             self.run,
             to_toml(self._config),
             progress.to_json(),
         )
-        path = write_checkpoint(
-            root,
-            snapshot,
-            save_model=lambda path: self._save_model(path, snapshot.weights),
-            config_toml=snapshot.config_toml,
-            keep=self._config.output.keep,
-        )
-        self._newest = version, path
-        return path
+        save, keep = self._writer(snapshot.weights), self._config.output.keep
+
+        def write() -> Path:
+            digests = {str(stage): _digest(state, sealed.get(stage)) for stage, state in states.items()}
+            whole = replace(snapshot, digests=digests)
+            return write_checkpoint(path.parent, whole, save_model=save, config_toml=whole.config_toml, keep=keep)
+
+        self._behind.begin(version, path, write)
+
+    def settled(self, *, wait: bool = False) -> list[Outcome]:
+        """The checkpoints that have been written since this was last asked, or could not be; with `wait`, all that are begun."""
+        if wait:
+            self._behind.wait()
+        self._take_note(self._behind.settled())
+        told, self._told = self._told, []
+        return told
+
+    def _take_note(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.error is None:
+                self._newest = outcome.version, outcome.path
+        self._told += outcomes
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is written."""
+        return None if self._newest is None else self._newest[1]
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._behind.close()
 
     def last_certified(self) -> States:
-        """The newest checkpoint of this run, or version 0; as far as the run is certified, they are."""
-        if self._newest is not None:
-            path = self._newest[1]
-            return states_of(read_checkpoint(path), self._job, path)
-        return self._memory or self.initial()
+        """The newest checkpoint of this run that is whole, or version 0; as far as the run is certified, they are.
+
+        Raises CheckpointError where there are some, and all are damaged.
+        """
+        if self._newest is None:
+            return self._memory or self.initial()
+        damage = None
+        for path in (self._newest[1], *earlier_checkpoints(self._newest[1])):
+            try:
+                return states_of(read_checkpoint(path), self._job, path)
+            except CheckpointError as error:
+                log.warning("a checkpoint is damaged: %s", error)
+                damage = damage or error
+        assert damage is not None
+        raise damage
 
     def forget_after(self, version: int) -> None:
         """Checkpoints past `version` hold what is not believed any more: remove them."""
@@ -159,21 +226,52 @@ class Keeper:
         target = self._out / "model"
         try:
             with new_directory(target, replace=True) as partial:
-                self._save_model(partial, weights)
+                self._writer(weights)(partial)
         except OSError as error:
             raise CheckpointError(
                 f"could not write {target}: {error}; the checkpoints are intact, make room and resume"
             ) from error
 
-    def _save_model(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+    def _writer(self, weights: Mapping[str, Tensor]) -> Callable[[Path], None]:
         job = self._job
         if job.lora is None:
-            save_model(path, job.source.config, weights, job.tokenizer)
-            return
-        files = job.source.files
+            return model_writer(job.source.config, weights, job.tokenizer)
+        lora, files = job.lora, job.source.files
         base = str(files.directory.resolve()) if isinstance(files, LocalFiles) else job.source.name
-        save_adapter(path, job.lora, {name: tensor for name, tensor in weights.items() if is_adapter(name)}, base)
-        job.tokenizer.save_pretrained(path)
+        adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
+
+        def write(path: Path) -> None:
+            save_adapter(path, lora, adapters, base)
+            job.tokenizer.save_pretrained(path)
+
+        return write
+
+
+def _digest(state: StageState, sealed: bytes | None) -> str:
+    """Raises CheckpointError where a state is not what was sealed: it must have changed in memory since."""
+    found = state_digest(state)
+    if sealed and found != sealed:
+        raise CheckpointError(
+            f"the state of stage {state.stage} is not the one that was sealed after {state.version} steps: it has changed in "
+            "memory; check the machine's memory, and resume from the checkpoint before"
+        )
+    return found.hex()
+
+
+def _read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
+    """Read a checkpoint; where it is damaged and was not `chosen` by the user, the error says how to go on from an older one."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        for older in () if chosen else earlier_checkpoints(path):
+            try:
+                verify_manifest(older)
+            except CheckpointError:
+                continue
+            raise CheckpointError(
+                f"{error}. The newest one that is whole is {older}: go on with --resume {older}, or remove {path} and start again"
+            ) from None
+        raise
 
 
 def _checkpoint_in(source: Path) -> Path | None:
