@@ -2,7 +2,7 @@
 
     begin(7, write) ... step ... step ... settled() -> Outcome(7, path)      begin(9, ...) waits while 7 is still being written
 
-So every checkpoint that was asked for is written, one copy of a run's state is held for it, and the steps wait only where a write
+So every checkpoint that was asked for is written, one state of the run is held for it, and the steps wait only where a write
 takes longer than the steps between two.
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.atomic import MANIFEST, clear_leftovers, new_directory, verify_manifest
+from holdfast.atomic import clear_leftovers, new_directory
 from holdfast.behind import Behind, Outcome
 from holdfast.checkpoint import (
     Snapshot,
@@ -30,16 +30,15 @@ from holdfast.checkpoint import (
 )
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
-from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError, SetupError
-from holdfast.evidence.log import FILE, check_end, read_line
-from holdfast.evidence.record import Opening
+from holdfast.errors import CheckpointError, ConfigError, SetupError
+from holdfast.evidence.log import FILE, check_end
 from holdfast.job import Job
 from holdfast.partition import is_adapter, model_writer, save_adapter
 from holdfast.partition.source import LocalFiles
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
+from holdfast.restore import check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
@@ -70,11 +69,11 @@ class Keeper:
         """The newest checkpoint of the run in `source`, or the checkpoint `source`; a run that was killed before its first
         one begins anew. Raises CheckpointError; changes nothing.
         """
-        path = _checkpoint_in(source)
+        path = newest_in(source)
         if path is None:
-            self.run = _earlier_name(source) or self.run
+            self.run = earlier_name(source) or self.run
             return self.initial(), Progress()
-        snapshot = _read_or_advise(path, chosen=path == source)
+        snapshot = read_or_advise(path, chosen=path == source)
         if snapshot.version > self._config.training.steps:
             raise ConfigError(
                 f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps; "
@@ -83,7 +82,7 @@ class Keeper:
         progress = Progress.from_json(snapshot.progress)
         if INITIATOR in progress.lost:
             raise CheckpointError(f"{path} says that the {INITIATOR} itself was lost; use an older checkpoint")
-        _check_tokenizer(path, self._job)
+        check_tokenizer(path, self._job)
         states = states_of(snapshot, self._job, path)
         self._newest = snapshot.version, path
         self.certified = self.certified and snapshot.certified
@@ -136,7 +135,7 @@ class Keeper:
         return checkpoint_path(root, version)
 
     def keep(self, states: States, progress: Progress, sealed: Mapping[int, bytes]) -> None:
-        """Make `states` the newest checkpoint: begin to write them where the run has a directory. `settled` tells when it is there.
+        """Make `states` the newest checkpoint: begin to write them where the run has a directory; `settled` tells of the end.
 
         `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
         """
@@ -166,7 +165,7 @@ class Keeper:
         self._behind.begin(version, path, write)
 
     def settled(self, *, wait: bool = False) -> list[Outcome]:
-        """The checkpoints that have been written since this was last asked, or could not be; with `wait`, all that are begun."""
+        """The checkpoints that were written since this was last asked, or could not be; with `wait`, all that are begun."""
         if wait:
             self._behind.wait()
         self._take_note(self._behind.settled())
@@ -229,7 +228,8 @@ class Keeper:
                 self._writer(weights)(partial)
         except OSError as error:
             raise CheckpointError(
-                f"could not write {target}: {error}; the checkpoints are intact, make room and resume"
+                f"could not write {target}: {error}; make room and resume, from "
+                + (f"the last good checkpoint, {self.newest}" if self.newest else "the beginning: there is no checkpoint")
             ) from error
 
     def _writer(self, weights: Mapping[str, Tensor]) -> Callable[[Path], None]:
@@ -256,98 +256,3 @@ def _digest(state: StageState, sealed: bytes | None) -> str:
             "memory; check the machine's memory, and resume from the checkpoint before"
         )
     return found.hex()
-
-
-def _read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
-    """Read a checkpoint; where it is damaged and was not `chosen` by the user, the error says how to go on from an older one."""
-    try:
-        return read_checkpoint(path)
-    except CheckpointError as error:
-        for older in () if chosen else earlier_checkpoints(path):
-            try:
-                verify_manifest(older)
-            except CheckpointError:
-                continue
-            raise CheckpointError(
-                f"{error}. The newest one that is whole is {older}: go on with --resume {older}, or remove {path} and start again"
-            ) from None
-        raise
-
-
-def _checkpoint_in(source: Path) -> Path | None:
-    """`source` itself, or the newest checkpoint of the run in it; None for a run that has none yet."""
-    if version_of(source) is not None or (source / MANIFEST).is_file():
-        return source
-    root = source if source.name == "checkpoints" else source / "checkpoints"
-    if not root.is_dir() and not (source / "config.toml").is_file():
-        raise CheckpointError(
-            f"{source} holds neither a run nor a checkpoint; give a run's directory or a checkpoints/step-NNNNNN"
-        )
-    return latest_checkpoint(root)
-
-
-def _earlier_name(source: Path) -> str | None:
-    """What a run without a checkpoint called itself; its evidence goes on only under the same name."""
-    path = (source.parent if source.name == "checkpoints" else source) / FILE
-    try:
-        with path.open("rb") as lines:
-            record = read_line(lines.readline().rstrip(b"\n")).record
-    except (OSError, ProtocolError):
-        return None
-    return record.run if isinstance(record, Opening) else None
-
-
-def states_of(snapshot: Snapshot, job: Job, path: Path) -> dict[int, StageState]:
-    """Cut a snapshot into the stages of `job`; it may come from another cut, since its names are those of the whole model.
-
-    Raises CheckpointError where it holds another model than the job's, or parameters of unlike age in one stage.
-    """
-    plan = job.plan
-    moments = [f"{name}.{kind}" for name in plan.trainable for kind in ("exp_avg", "exp_avg_sq")]
-    _check_same_model(path, plan.shapes, snapshot.weights, job)
-    _check_same_model(path, {name: plan.shapes[name.rpartition(".")[0]] for name in moments}, snapshot.moments, job)
-    states = {}
-    for stage in range(plan.stages):
-        trainable = plan.trainable_of(stage)
-        counts = {snapshot.updates.get(name, snapshot.version) for name in trainable}
-        if len(counts) > 1:
-            raise CheckpointError(
-                f"{path}: stage {stage} would unite parameters with {sorted(counts)} updates (stages were skipped); "
-                "resume with the number of stages that the run had"
-            )
-        weights = {name: snapshot.weights[name] for name in plan.stage_parameters[stage]}
-        own = {f"{n}.{k}": snapshot.moments[f"{n}.{k}"] for n in trainable for k in ("exp_avg", "exp_avg_sq")}
-        states[stage] = StageState(stage, snapshot.version, counts.pop() if counts else 0, weights, own)
-    return states
-
-
-_OTHER = "it is of another model; give the settings of the run that wrote it"
-
-
-def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], job: Job) -> None:
-    for what, names in (("lacks", needed.keys() - found.keys()), ("holds an unknown", found.keys() - needed.keys())):
-        if names:
-            raise CheckpointError(f"the checkpoint {path} {what} {min(names)!r}: {_OTHER}")
-    for name, shape in needed.items():
-        tensor = found[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != job.dtype:
-            got = f"{list(tensor.shape)} of {tensor.dtype}"
-            raise CheckpointError(
-                f"the checkpoint {path} has {name!r} as {got}, needed is {list(shape)} of {job.dtype}: {_OTHER}"
-            )
-
-
-def _check_tokenizer(path: Path, job: Job) -> None:
-    """A tokenizer trained on other text has other words under the same numbers, and nothing else would tell."""
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return
-    try:
-        vocabulary = read_vocabulary(file)
-    except DataError as error:
-        raise CheckpointError(f"{error}; use an older checkpoint") from None
-    if vocabulary != job.tokenizer.get_vocab():
-        raise CheckpointError(
-            f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "
-            "resume with the text and the tokenizer of the run"
-        )

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 
+from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
@@ -318,6 +319,7 @@ class Trainer:
             keeper.certified,
             self._stopping,
             self._config.output.dir,
+            None if keeper.newest is None else version_of(keeper.newest),
         )
         return summarise(run, score, self._counts, meter, self._cast)
 

@@ -82,8 +82,8 @@ def _parse(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def _end_of(path: Path, version: int) -> int:
-    """Where the story of `version` sealed steps ends: behind the line about its checkpoint, which is taken before it is written,
-    or about its last step where the run was killed between the two; the end of the file, where it tells nothing of that version.
+    """Where the story of `version` sealed steps ends: behind the line that its checkpoint was taken, or about its last step
+    where the run was killed between the two; the end of the file, where it tells nothing of that version.
     """
     end = sealed = taken = written = 0
     with path.open("rb") as lines:
