@@ -79,9 +79,7 @@ def write_checkpoint(
             write_manifest(partial)
         _prune(root, keep)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write the checkpoint {target}: {error}; earlier checkpoints are intact, free some space and resume"
-        ) from error
+        raise CheckpointError(f"could not write the checkpoint {target}: {error}; earlier checkpoints are intact") from error
     return target
 
 
