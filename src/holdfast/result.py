@@ -174,7 +174,7 @@ class RunFacts:
     certified: bool
     interrupted: bool
     out: str | None
-    checkpoint_step: int | None
+    checkpoint_step: int | None = None
 
 
 def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, truth: GroundTruth | None) -> RunResult:
