@@ -126,7 +126,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown remedy": (("--on-alert", "pray"), r"on.alert.*pray|pray.*(known|replace)"),
     "unknown defence": (("--defence", "hope"), r"defence\.name: .*got 'hope'"),
     "unknown reporter": (("--report-to", "stdout"), r"output\.report_to.*tensorboard"),
-    "engine of a later version": (("--engine", "ray"), r"engine 'ray' .*not in this version.*use memory"),
+    "unknown engine": (("--engine", "cloud"), r"pipeline\.engine: .*'processes' or 'ray', got 'cloud'"),
     "spot checks that check nothing": (("--defence", "spot-check", "--check-steps", "0"), r"would check nothing; raise one"),
     "a chance above one": (("--defence", "statistics", "--check-steps", "1.5"), r"defence.check_steps: .*got 1.5"),
     "spot checks without a defence": (("--defence", "none", "--check-steps", "0.5"), r"use --defence spot-check"),

@@ -168,6 +168,11 @@ class MachinesConfig(Section):
     metrics: str | None = Field(None, description="ip:port of /metrics and /healthz; None: not served")
     expose_metrics: bool = Field(False, description="whether other machines may reach them; they need no password")
     restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
+    ray_address: str | None = Field(
+        None, description="of a Ray cluster, or auto; None: RAY_ADDRESS, else a Ray of this machine"
+    )
+    ray_gpus: float = Field(1.0, gt=0, description="what a worker takes of a GPU in a Ray cluster, where the device is cuda")
+    expose_wire: bool = Field(False, description="whether workers in a Ray cluster may be reached beyond their own node")
 
 
 class OutputConfig(Section):

@@ -133,12 +133,14 @@ def _engine(
             f"an attack that is an object lives in this process, and the engine {config.pipeline.engine!r} has others; "
             "give its class as file.py:Class, or use the engine memory"
         )
+    from holdfast.actors import actors
     from holdfast.crew import Staging, processes
 
     logs = None if out is None else out / "workers"
+    start = actors if config.pipeline.engine == "ray" else processes
     if troupe is None:
-        return partial(processes, Staging(config, logs=logs))
-    return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
+        return partial(start, Staging(config, logs=logs))
+    return partial(start, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
 
 
 _BESIDE = ("host", "workers", "control.sock")

@@ -98,16 +98,21 @@ class Patience:
 
 
 class Machines:
-    """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why)."""
+    """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why).
+
+    `over` is asked at the end whether nobody is needed any more: else nobody is dismissed, and who can come back later will.
+    """
 
     def __init__(
         self,
         transport: Exchange,
         open_crew: Callable[[Callable[[str, str], None]], Crew],
         patience: Patience = Patience(),  # frozen
+        over: Callable[[], bool] = lambda: True,
     ) -> None:
         self._transport = transport
         self._patience = patience
+        self._over = over
         self._lock = threading.RLock()
         self._generation = secrets.randbelow(1 << 30)
         self._present: dict[str, Endpoint] = {}
@@ -169,10 +174,10 @@ class Machines:
         return self._launcher
 
     def close(self) -> None:
-        """Dismiss everybody and leave. A second call does nothing."""
+        """Dismiss everybody, if the run is over, and leave. A second call does nothing."""
         with self._lock:
             self._closed = True  # who looks at the links from another thread must not meet a transport that closes
-            for name in list(self._present):
+            for name in self._present if self._over() else ():
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
         self._shut()

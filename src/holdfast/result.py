@@ -45,7 +45,8 @@ class RunResult:
     `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them, or
     that a rollback took out of the weights again. Perplexity and losses are of tokens in nats; `weights_digest` is defined in
     `holdfast.digest`. `certified` says that every step that is left in the weights was checked, or escaped the draw of the spot
-    checks fairly; `claims_checked` counts what those computed again.
+    checks fairly; `claims_checked` counts what those computed again. `checkpoint_step` are the steps after
+    which the newest checkpoint on the disk was taken (None: there is none); it is less than `steps` where a later one failed.
     """
 
     run_id: str
@@ -77,6 +78,7 @@ class RunResult:
     certified: bool
     interrupted: bool
     out: str | None
+    checkpoint_step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite (a poisoned run) becomes null, as JSON has no word for it."""
@@ -172,6 +174,7 @@ class RunFacts:
     certified: bool
     interrupted: bool
     out: str | None
+    checkpoint_step: int | None = None
 
 
 def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, truth: GroundTruth | None) -> RunResult:
@@ -207,4 +210,5 @@ def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, tr
         certified=run.certified,
         interrupted=run.interrupted,
         out=run.out,
+        checkpoint_step=run.checkpoint_step,
     )

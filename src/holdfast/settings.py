@@ -7,13 +7,14 @@ One table serves the options of `holdfast train` and the keyword arguments of `E
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
@@ -33,10 +34,6 @@ SECTIONS = (
 )
 CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches", "worker")
 """The parameters after an attack's name that belong to its campaign, not to the attack."""
-
-NOT_IN_THIS_VERSION = {
-    "engine": {"ray": "a Ray cluster"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("micro_batches", "pipeline.micro_batches", int, "micro-batches M in a step", "Pipeline"),
     Setting("micro_batch_size", "pipeline.micro_batch_size", int, "sequences B in a micro-batch", "Pipeline"),
     Setting("schedule", "pipeline.schedule", str, "gpipe or 1f1b", "Pipeline"),
-    Setting("engine", "pipeline.engine", str, "memory, or processes: one a worker", "Pipeline"),
+    Setting("engine", "pipeline.engine", str, "memory, or one process a worker: processes here, ray in a cluster", "Pipeline"),
+    Setting("ray_address", "machines.ray_address", str, "a Ray cluster, or auto (default: a Ray of its own)", "Pipeline"),
+    Setting("expose_wire", "machines.expose_wire", bool, "let workers be on several nodes of a Ray cluster", "Pipeline"),
     Setting("wire_dtype", "pipeline.wire_dtype", str, "float32, bfloat16 or int8 between stages", "Pipeline"),
     Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
     Setting("steps", "training.steps", int, "optimizer steps", "Training"),
@@ -203,13 +202,12 @@ def run_directory(resume: Path) -> Path:
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise ConfigError for an engine that this version names but does not have, or an unknown remedy."""
+    """Raise ConfigError for an unknown remedy, and MissingExtra for an engine whose library is not installed."""
     from holdfast.recover.registry import resolve_remedy
 
     resolve_remedy(config.defence.on_alert, config.defence.retries)
-    what = NOT_IN_THIS_VERSION["engine"].get(config.pipeline.engine)
-    if what is not None:
-        raise ConfigError(f"engine {config.pipeline.engine!r} ({what}) is not in this version of Holdfast; use memory")
+    if config.pipeline.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingExtra("ray", extra="ray", purpose="--engine ray")
 
 
 def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:

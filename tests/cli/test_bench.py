@@ -56,7 +56,6 @@ def test_for_people_it_prints_the_table(holdfast, tmp_path: Path) -> None:
         (("--attack", "zeros", "--direction", "up"), "direction must be one of"),
         (("--attack", "zeros", "--rate", "1.5"), "rate"),
         (("--scale", "vast"), "known are tiny, small"),
-        (("--set", "pipeline.engine=ray"), "not in this version"),
         (("--set", "pipeline.stages=2"), "2 stages"),
     ],
 )

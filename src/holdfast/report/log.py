@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TextIO
 from holdfast.event import (
     Alert,
     Banned,
+    CheckpointFailed,
     Event,
     RolledBack,
     Ruling,
@@ -38,13 +39,14 @@ FILE = "holdfast.log"
 LOGGER = "holdfast"
 Form = Literal["text", "json"]
 
-WARNINGS = (Alert, Banned, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
+WARNINGS = (Alert, Banned, CheckpointFailed, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
 SHOWN = (
     "step",
     "attempt",
     "worker",
     "stage",
     "lost",
+    "last",
     "heir",
     "version",
     "path",
