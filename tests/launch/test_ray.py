@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.actors import needs_of
 from holdfast.config import resolve
 from holdfast.errors import ConfigError, HoldfastError, MissingExtra, NetworkError, SetupError
 from holdfast.launch.ray import Place, RayActors, Seat
@@ -271,6 +272,7 @@ def test_an_actor_says_first_where_it_is(fake: FakeRay) -> None:
 
 def test_without_an_address_a_ray_of_its_own_on_loopback(fake: FakeRay) -> None:
     fake._nodes = [node("here", "127.0.0.1", 8)]
+    fake.util.get_node_ip_address = lambda: "127.0.0.1"
     cluster = connect(None, 5, Needs(), exposed=False)
     assert cluster.ip == "127.0.0.1"
     assert fake.inits[0]["address"] == "local"
@@ -278,6 +280,14 @@ def test_without_an_address_a_ray_of_its_own_on_loopback(fake: FakeRay) -> None:
     assert fake.inits[0]["num_cpus"] >= 5, "they share what processors there are"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     cluster.close()
+    assert not fake.running
+
+
+def test_a_ray_of_its_own_that_others_would_reach_is_refused(fake: FakeRay) -> None:
+    """Its variable counts when it is imported first, and somebody had."""
+    fake.util.get_node_ip_address = lambda: "10.1.0.1"
+    with pytest.raises(ConfigError, match=r"would listen at 10\.1\.0\.1"):
+        connect(None, 1, ONE, exposed=False)
     assert not fake.running
 
 
@@ -310,6 +320,12 @@ def test_too_little_room_is_told_before_anybody_starts(monkeypatch: pytest.Monke
     _install(fake, monkeypatch)
     with pytest.raises(SetupError, match=told):
         connect("auto", 5, needs, exposed=False)
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 0.0), ("cuda", 0.5), ("cuda:1", 0.5)])
+def test_a_worker_takes_its_share_of_a_gpu_where_there_is_one(device: str, gpus: float) -> None:
+    config = resolve({"model": {"device": device}, "machines": {"ray_gpus": 0.5, "restart_workers": False}})
+    assert needs_of(config) == Needs(1.0, gpus, False)
 
 
 def test_a_client_of_ray_is_no_node_of_it(fake: FakeRay) -> None:

@@ -34,6 +34,7 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    _warn_of_checkpoints(result)
     return result
 
 
@@ -55,6 +56,7 @@ def run_hosted(
     if interrupted():
         print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    _warn_of_checkpoints(result)
     return result
 
 
@@ -65,6 +67,19 @@ def _from_where(result: RunResult) -> str:
     if result.checkpoint_step is None:
         return " (from the beginning: no checkpoint could be written)"
     return f" (from step {result.checkpoint_step} of {result.steps}: no later checkpoint could be written)"
+
+
+def _warn_of_checkpoints(result: RunResult) -> None:
+    """Also where progress is not shown: a run that has ended well lacks the checkpoint from which it could be made longer."""
+    if result.out is not None and result.checkpoint_step != result.steps:
+        last = (
+            "there is none" if result.checkpoint_step is None else f"the last good one is after {result.checkpoint_step} steps"
+        )
+        print(
+            f"warning: the model is written, but no checkpoint after {result.steps} steps could be; {last}; "
+            f"{result.out}/holdfast.log says why",
+            file=sys.stderr,
+        )
 
 
 def show_result(result: RunResult, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ It is checked before anybody is started: room for the workers, and whether they 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
@@ -15,6 +16,9 @@ from typing import Any
 from holdfast.errors import ConfigError, MissingExtra, NetworkError, SetupError
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable; with 0 it takes the loopback address for that of the node, and listens nowhere else."""
+
 DIAL_S = 5.0
 STORE_BYTES = 80 * 2**20
 """The object store of a Ray of our own; nearly nothing passes through it, and Ray wants 75 MB."""
@@ -87,12 +91,14 @@ def connect(address: str | None, workers: int, needs: Needs, *, exposed: bool) -
         )
     if address is None:
         # The variable makes Ray listen on loopback alone; it is read when the library is imported first.
-        os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+        os.environ.update({LOOPBACK_ONLY: "0", "RAY_USAGE_STATS_ENABLED": "0"})
     ray = import_ray()
     owned = not ray.is_initialized()
     if owned:
         _init(ray, address, workers, needs)
     try:
+        if owned and address is None and not exposed:
+            _check_loopback(ray)
         return _checked(ray, workers, needs, exposed=exposed, owned=owned)
     except BaseException:
         if owned:
@@ -123,6 +129,16 @@ def _init(ray: Any, address: str | None, workers: int, needs: Needs) -> None:
         raise NetworkError(
             f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`, or leave --ray-address out"
         ) from None
+
+
+def _check_loopback(ray: Any) -> None:
+    """Raise ConfigError where a Ray that was started here is reached from outside: whoever reaches it can run anything."""
+    found = ray.util.get_node_ip_address()
+    if not ipaddress.ip_address(found).is_loopback:
+        raise ConfigError(
+            f"Ray would listen at {found}, because this program has imported it before; set {LOOPBACK_ONLY}=0 before that, "
+            "or start a Ray of your own and give its --ray-address"
+        )
 
 
 def _dial(address: str) -> None:
