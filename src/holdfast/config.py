@@ -168,6 +168,10 @@ class MachinesConfig(Section):
     metrics: str | None = Field(None, description="ip:port of /metrics and /healthz; None: not served")
     expose_metrics: bool = Field(False, description="whether other machines may reach them; they need no password")
     restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
+    journal: bool = Field(True, description="whether a host writes each commit down, to go on from there if it is killed")
+    return_s: float = Field(
+        60.0, ge=0, description="how long a host that was started again waits for who holds its last commit"
+    )
 
 
 class OutputConfig(Section):

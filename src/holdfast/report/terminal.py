@@ -14,6 +14,8 @@ from holdfast.event import (
     Evaluated,
     Event,
     Joined,
+    JournalSetAside,
+    Reunited,
     RolledBack,
     RunFinished,
     RunStarted,
@@ -30,7 +32,7 @@ Observer = Callable[[Event, float], None]
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
 
-NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack)
+NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, Reunited, JournalSetAside)
 """What is told at once, also to who has not asked for everything (`verbose`)."""
 
 LINES = (*NEWS, RunStarted, Evaluated, CheckpointWritten)
