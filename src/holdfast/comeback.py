@@ -73,13 +73,15 @@ def last_commit(journal: Journal, run: str, evidence: Path, version: int) -> Com
     Raises JournalRefused where the journal is not that of `run`, or not its last word.
     """
     commit = journal.newest()
-    if commit is None or (commit.run == run and commit.version == version):
+    if commit is None:
         return None
     if commit.run != run:
         raise JournalRefused(f"the journal is of another run ({commit.run}, and this one is {run})")
+    check_against(evidence, commit)
+    if commit.version == version:
+        return None
     if commit.version < version:
         raise JournalRefused(f"the journal ends at version {commit.version}, and the checkpoint is newer")
-    check_against(evidence, commit)
     if not commit.settled:
         raise JournalRefused(f"spot checks of steps before version {commit.version} were still open, and died with the host")
     return commit
