@@ -90,9 +90,9 @@ class Journal:
         still whole.
         """
         began = time.perf_counter()
-        number = self._number()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            number = self._number()
             beside = self.directory / f"states-{number:06d}.safetensors"
             save_file(_named(states), str(beside))
             _sync(beside)
@@ -199,6 +199,7 @@ class Journal:
 
     def _number(self) -> int:
         if self._next is None:
+            atomic.clear_leftovers(self.directory)
             numbers = [int(match[1]) for path in self._records() if (match := _RECORD.fullmatch(path.name))]
             self._next = max(numbers, default=0) + 1
         return self._next
