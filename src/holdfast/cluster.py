@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Cluster:
         With seats `found` machines hold the sealed states already, and `states` are those that only the trusted members had.
         """
         config = self._job.config
-        route = self._route(None if found is None else found.primaries)
+        route = self._route() if found is None else self._found(found)
         digests = {stage: state_digest(state) for stage, state in states.items()} if found is None else found.digests
         membership = Membership(route, version, digests, shadowed=self._shadowed)
         if found is not None:
@@ -198,8 +198,15 @@ class Cluster:
     def _shadowed(self) -> bool:
         return self._job.config.shadowed
 
-    def _route(self, primaries: tuple[str, ...] | None = None) -> Route:
-        primaries = primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
+    def _route(self) -> Route:
+        return self._plain(seats(self._job.config.pipeline.stages, self._deployment.lost))
+
+    def _found(self, found: Seats) -> Route:
+        """The shadows among its holders; who else is to be one gets the state from them before the step."""
+        route = self._plain(found.primaries)
+        return replace(route, shadows=tuple(w if w in found.holders[i] else None for i, w in enumerate(route.shadows)))
+
+    def _plain(self, primaries: tuple[str, ...]) -> Route:
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 

@@ -185,7 +185,7 @@ class Comeback:
             found, now = seat(commit, keeping, barred), self._clock()
             if isinstance(found, Seats):
                 whole_since = now if whole_since is None else whole_since
-                return wanted <= keeping.keys() or now - whole_since >= STRAGGLERS_S or self._stopping()
+                return wanted <= keeping.keys() or now - whole_since >= min(STRAGGLERS_S, self._return_s) or self._stopping()
             whole_since = None
             return wanted <= keeping.keys() or now - began >= self._return_s or self._stopping()
 
