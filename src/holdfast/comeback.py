@@ -25,8 +25,9 @@ from holdfast.job import Job
 from holdfast.journal import Commit, Journal
 from holdfast.stage import INITIATOR
 
-STRAGGLERS_S = 10.0
-"""How long, once every stage is found, the others are waited for who had a seat: later they join as any machine does."""
+STRAGGLERS_S = 15.0
+"""How long, once every stage is found, the others are waited for who were there: who knocks does so every 10 s at least. Later
+they join as any machine does."""
 
 Keeping = Mapping[str, frozenset[tuple[int, bytes]]]
 """Which states the machines that are there say they keep: stage and digest, by name."""

@@ -85,16 +85,20 @@ class Guest:
         self._tell(f"this machine: {offer.device}, {offer.speed:.1f} GFLOP/s on one thread, {room:.1f} GiB")
         name, first = self._machine.name, True
         while not self._stopped.is_set():
-            admission = knock(
-                self._invite,
-                self._identity,
-                offer,
-                wish=name,
-                known_hosts=self._known,
-                with_secret=first,
-                patience_s=self._machine.patience_s,
-                tell=self._tell,
-            )
+            try:
+                admission = knock(
+                    self._invite,
+                    self._identity,
+                    offer,
+                    wish=name,
+                    known_hosts=self._known,
+                    with_secret=first,
+                    patience_s=self._machine.patience_s,
+                    tell=self._tell,
+                    sleep=self._pause,
+                )
+            except _Stopped:
+                break
             name, first = admission.name, False
             self._tell(f"let in as {name}; the host's wire is at {', '.join(map(str, admission.wire))}")
             reason = self._serve(admission, offer)
@@ -105,6 +109,11 @@ class Guest:
                 self._tell(f"{reason}; knocking again{self._told_kept()}")
                 self._stopped.wait(PAUSE_S)
         return "stopped here"
+
+    def _pause(self, seconds: float) -> None:
+        """Between two knocks: who is stopped knocks no more."""
+        if self._stopped.wait(seconds):
+            raise _Stopped
 
     def _end(self, station: Station, reason: str) -> str:
         """Who was cut off keeps what it held: the host may come back, and look for it."""
@@ -159,6 +168,10 @@ class Guest:
         finally:
             self._station = None
             transport.close()
+
+
+class _Stopped(Exception):
+    pass
 
 
 class _Watch:

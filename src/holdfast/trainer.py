@@ -22,11 +22,12 @@ from typing import Protocol
 import torch
 
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
-from holdfast.comeback import Comeback, Return, Reunion, check_fits, last_commit
+from holdfast.comeback import Return, Reunion
+from holdfast.commits import Commits, too_many
 from holdfast.config import RunConfig
-from holdfast.digest import state_digest, weights_digest
+from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
-from holdfast.errors import CheckpointError, FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
     Banned,
@@ -43,12 +44,10 @@ from holdfast.event import (
     WorkerLost,
 )
 from holdfast.evidence.identity import Identity
-from holdfast.evidence.log import FILE
 from holdfast.evidence.notary import Notary
 from holdfast.evidence.record import FINISHED
-from holdfast.job import Job, environment, prepare
-from holdfast.job import check_fits as check_memory
-from holdfast.journal import Commit, Journal
+from holdfast.job import Job, check_fits, environment, prepare
+from holdfast.journal import Journal
 from holdfast.keeper import Keeper, States
 from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
@@ -111,6 +110,7 @@ class Trainer:
         self._lost: set[str] = set()
         self._stopping = False
         self._fell: tuple[int, frozenset[str]] | None = None
+        self._commits: Commits | None = None
         self._return: Return | None = None
         self._before = Progress()
         self._began = time.perf_counter()
@@ -143,7 +143,7 @@ class Trainer:
     def _run(self) -> RunResult:
         self._began = time.perf_counter()
         job = self._job if self._job is not None else prepare_tested(self._config)
-        check_memory(job)
+        check_fits(job)
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
         keeper = Keeper(self._config, job, self.run_id)
@@ -164,7 +164,11 @@ class Trainer:
         else:
             states, self._before = keeper.resume(self._resume)
             self.run_id = keeper.run
-        found = self._come_back(job, keeper, _version(states))
+        if self._journal is not None and self._config.output.dir is not None:
+            self._commits = Commits(self._journal, job, Path(self._config.output.dir))
+        found = None
+        if self._commits is not None and self._resume is not None:
+            found = self._commits.look(self._engine, self.run_id, _version(states), lambda: self._stopping)
         if isinstance(found, Return):
             states, self._before = found.states, Progress.from_json(found.commit.progress)
             keeper.certified = keeper.certified and found.commit.certified
@@ -181,31 +185,9 @@ class Trainer:
             self._tell(JournalSetAside(_version(states), found), 0.0)
         return states
 
-    def _come_back(self, job: Job, keeper: Keeper, version: int) -> Return | str | None:
-        """The last commit, if it is newer than the checkpoint of `version` and the machines still hold it; else why not."""
-        if self._journal is None or self._resume is None or self._config.output.dir is None:
-            return None
-        if not isinstance(self._engine, Reunion):
-            return None
-        try:
-            commit = last_commit(self._journal, keeper.run, Path(self._config.output.dir) / FILE, version)
-            if commit is None:
-                return None
-            states = self._journal.states(commit)
-            check_fits(commit, states, job)
-            barred = frozenset(self._too_many_lies(Progress.from_json(commit.progress)))
-            comeback = Comeback(self._engine, self._config.machines.return_s, lambda: self._stopping)
-            return comeback.find(commit, states, barred)
-        except CheckpointError as error:
-            return str(error)
-
-    def _too_many_lies(self, before: Progress) -> list[str]:
-        lies, policy = Counter(before.lies) + self._counts.blamed_workers, self._config.defence
-        return sorted(name for name in lies if lies[name] >= policy.ban_after) if policy.ban_policy == "ban" else []
-
     def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster]:
-        if self._journal is not None and self._return is None:
-            self._journal.clear()
+        if self._commits is not None and self._return is None:
+            self._commits.forget()
         cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
         sealed = self._return is not None  # and what is due after a seal may not have been done
@@ -254,12 +236,12 @@ class Trainer:
     def _deploy(self, job: Job, keeper: Keeper, states: States) -> Cluster:
         """A cluster without those who are lost or have lied too often, which remembers who has lied."""
         lies, policy = Counter(self._before.lies) + self._counts.blamed_workers, self._config.defence
-        for worker in self._too_many_lies(self._before):
+        for worker in too_many(lies, policy):
             if worker not in self._lost:
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        committed = None if self._journal is None else partial(self._write_down, job, keeper, self._journal)
+        committed = None if self._commits is None else partial(self._write_down, job, keeper, self._commits)
         deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity, committed)
         cluster = Cluster(deployment, job, self._tell, self._engine)
         found = self._return if self._return is not None and states is self._return.states else None
@@ -287,39 +269,22 @@ class Trainer:
             states = cluster.recall(rewind)
         if states is None:
             states = keeper.last_certified()
-        if self._journal is not None:
-            self._journal.clear()
+        if self._commits is not None:
+            self._commits.forget()
         if self._return is not None and _version(states) < self._return.commit.version:
             self._before = self._before.back_to(_version(states) * job.batches.tokens_per_step)
         self._measure(cluster)
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
 
-    def _write_down(self, job: Job, keeper: Keeper, journal: Journal, cluster: Cluster) -> None:
-        """A step is sealed, and nobody has been told: put on the disk what a host that is killed now must find again."""
-        sealed, glance = cluster.coordinator.membership, cluster.launcher.glance()
-        own = cluster.own_states()
-        digests = {**sealed.digests, **{stage: state_digest(state) for stage, state in own.items()}}
+    def _write_down(self, job: Job, keeper: Keeper, commits: Commits, cluster: Cluster) -> None:
+        """A step is sealed: what has come to pass up to here, for a host that is killed before the next one."""
+        glance = cluster.launcher.glance()
         meter = replace(self._meter, seconds=Counter(self._meter.seconds))
         meter.add(cluster.launcher.now, glance.bytes_sent, glance.seconds)
-        here = self._result(job, keeper, sealed.version, NOT_SCORED, meter)
-        journal.write(
-            Commit(
-                self.run_id,
-                sealed.version,
-                sealed.version * job.batches.tokens_per_step,
-                tuple(job.plan.layers),
-                tuple(digests[stage] for stage in sealed.route.stages),
-                sealed.route.primaries,
-                tuple(shadow or "" for shadow in sealed.route.shadows),
-                tuple(worker for worker in (*sealed.route.workers, *sealed.spares) if worker not in sealed.route.trusted),
-                cluster.coordinator.settled(),
-                keeper.certified,
-                self._notary.mark(),
-                Progress.of(self._before.plus(here), frozenset(self._lost)).to_json(),
-            ),
-            own,
-        )
+        here = self._result(job, keeper, cluster.coordinator.membership.version, NOT_SCORED, meter)
+        progress = Progress.of(self._before.plus(here), frozenset(self._lost))
+        commits.write(cluster, self.run_id, self._notary.mark(), progress, certified=keeper.certified)
 
     def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
         meter = replace(self._meter, seconds=Counter(self._meter.seconds))

@@ -89,7 +89,7 @@ class Visitor:
         self.told: list[str] = []
         self.reason: str | None = None
         self.error: BaseException | None = None
-        self.guest = Guest(invite, Machine(home=home, patience_s=20.0, **machine), self.told.append)
+        self.guest = Guest(invite, Machine(**{"home": home, "patience_s": 20.0, **machine}), self.told.append)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 

@@ -64,6 +64,7 @@ class Scene:
 
     def join(self, opened: Opened, names: str = "ab", **machine: Any) -> None:
         invite = opened.invite()
+        machine = {"patience_s": 90.0, **machine}
         self.visitors += [Visitor(invite, self.tmp_path / name, **machine) for name in names]
 
     def die(self, names: str = "ab", **machine: Any) -> None:
@@ -117,7 +118,7 @@ def scene(tmp_path: Path, visitors: list[Visitor], monkeypatch: pytest.MonkeyPat
     return lambda **changes: Scene(tmp_path, visitors, **changes)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nothing_before_the_last_commit_is_computed_again(scene: Callable[..., Scene]) -> None:
     run = scene()
     run.die()
@@ -159,7 +160,8 @@ def assert_from_checkpoint(run: Scene, result: RunResult, why: str) -> None:
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_killed_again_before_it_has_sealed_anything(scene: Callable[..., Scene]) -> None:
     run = scene()
     run.die()
@@ -172,7 +174,7 @@ def test_killed_again_before_it_has_sealed_anything(scene: Callable[..., Scene])
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_commit_that_could_not_be_written_down_was_told_to_nobody(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +201,8 @@ def test_a_commit_that_could_not_be_written_down_was_told_to_nobody(
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_machine_that_died_too_is_replaced_by_its_shadow(scene: Callable[..., Scene]) -> None:
     run = scene(machines={"return_s": 3.0})
     run.die()
@@ -210,7 +213,7 @@ def test_a_machine_that_died_too_is_replaced_by_its_shadow(scene: Callable[..., 
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_stage_that_nobody_holds_takes_the_run_back_to_its_checkpoint(scene: Callable[..., Scene]) -> None:
     run = scene()
     run.die()
@@ -221,7 +224,7 @@ def test_a_stage_that_nobody_holds_takes_the_run_back_to_its_checkpoint(scene: C
     assert_from_checkpoint(run, opened.end(), "no machine is there that keeps stages 1, 2 as sealed in version 6")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_machine_that_shows_another_state_is_not_gone_on_from(scene: Callable[..., Scene]) -> None:
     """w1 keeps another state of stage 1 and says so; w2 shadowed it."""
     run = scene()
@@ -233,7 +236,7 @@ def test_a_machine_that_shows_another_state_is_not_gone_on_from(scene: Callable[
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_machine_that_lies_about_what_it_holds_is_caught_in_the_step(scene: Callable[..., Scene]) -> None:
     """w1 says that it holds the sealed state, and computes from another one."""
     run = scene()
@@ -246,7 +249,7 @@ def test_a_machine_that_lies_about_what_it_holds_is_caught_in_the_step(scene: Ca
     assert_clean(run, result)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_liar_that_is_the_last_holder_takes_the_run_back_to_its_checkpoint(scene: Callable[..., Scene]) -> None:
     """w1 is gone, and w2 says that it holds both stages, and has another state of each: what it passes on is hashed."""
     run = scene(machines={"return_s": 2.0}, defence={"deadline_s": 2.0})
@@ -264,8 +267,10 @@ def test_a_liar_that_is_the_last_holder_takes_the_run_back_to_its_checkpoint(sce
     assert result.tokens == clean().tokens
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("damage", ["truncated", "states", "replayed"])
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "damage", ["truncated", pytest.param("states", marks=pytest.mark.slow), pytest.param("replayed", marks=pytest.mark.slow)]
+)
 def test_a_damaged_journal_is_refused(scene: Callable[..., Scene], damage: str) -> None:
     run = scene()
     older = Commits(run, damage == "replayed")
@@ -304,7 +309,7 @@ class Commits:
         shutil.copytree(self._run.tmp_path / "older", self._run.out / "journal")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_without_a_journal_it_goes_on_from_its_checkpoint(scene: Callable[..., Scene]) -> None:
     run = scene(machines={"journal": False})
     opened = run.open(fatal)
