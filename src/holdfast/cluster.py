@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from holdfast import seeds
 from holdfast.blueprint import Builder, Sign, blueprint_of
 from holdfast.checker import Checker
 from holdfast.claim import Role, StageState
+from holdfast.comeback import Seats
 from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
@@ -41,6 +42,7 @@ from holdfast.route import Route, plain_route
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE, unsigned
 from holdfast.step import Inspection, Policy
 from holdfast.verify.spotcheck import Sampling
+from holdfast.worker import Worker
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Deployment:
     `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
+    `committed` is called with the cluster when a step is sealed, before anybody is told, and after its events have been.
     """
 
     name: str
@@ -121,12 +124,14 @@ class Deployment:
     draw: int = 0
     likeness: Likeness | None = None
     identity: Identity | None = None
+    committed: Callable[[Cluster], None] | None = None
 
 
 class Cluster:
     """See the module. `observe` gets every event with the time of the engine's clock (None: all members in this process)."""
 
     launcher: Launcher
+    _initiator: Worker
 
     def __init__(
         self, deployment: Deployment, job: Job, observe: Callable[[Event, float], None], engine: Engine | None = None
@@ -145,21 +150,26 @@ class Cluster:
 
     # -- putting it together -----------------------------------------------------------------------------------------
 
-    def deploy(self, states: Mapping[int, StageState], version: int) -> None:
-        """Start every member and hand out the states; they count when the holders have shown their digests."""
+    def deploy(self, states: Mapping[int, StageState], version: int, found: Seats | None = None) -> None:
+        """Start every member and hand out the states; they count when the holders have shown their digests.
+
+        With seats `found` machines hold the sealed states already, and `states` are those that only the trusted members had.
+        """
         config = self._job.config
-        route = self._route()
-        digests = {stage: state_digest(state) for stage, state in states.items()}
+        route = self._route() if found is None else self._found(found)
+        digests = {stage: state_digest(state) for stage, state in states.items()} if found is None else found.digests
         membership = Membership(route, version, digests, shadowed=self._shadowed)
+        if found is not None:
+            membership.found(found.holders)
         self._notary.deployed(self._run, version, route)
-        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
+        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, self._committed)
         costs, likeness = self._job.plan.costs, self._deployment.likeness
         blueprint = blueprint_of(self._job, self._run, arithmetics(config), likeness)
         builder = Builder.of(self._job, blueprint, likeness)
         trusted = partial(builder.execution, INITIATOR)
         referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
-        initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
+        initiator = self._initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
         workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
         trusted_actors: list[Actor] = [initiator, self.coordinator, referee, checker, self.archive]
         ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
@@ -168,7 +178,7 @@ class Cluster:
         target = membership.target()
         self.launcher.inject(
             Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
-            for i in target.stages
+            for i in states
             for holder in target.holders(i)
         )
 
@@ -189,7 +199,14 @@ class Cluster:
         return self._job.config.shadowed
 
     def _route(self) -> Route:
-        primaries = seats(self._job.config.pipeline.stages, self._deployment.lost)
+        return self._plain(seats(self._job.config.pipeline.stages, self._deployment.lost))
+
+    def _found(self, found: Seats) -> Route:
+        """The shadows among its holders; who else is to be one gets the state from them before the step."""
+        route = self._plain(found.primaries)
+        return replace(route, shadows=tuple(w if w in found.holders[i] else None for i, w in enumerate(route.shadows)))
+
+    def _plain(self, primaries: tuple[str, ...]) -> Route:
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 
@@ -261,6 +278,20 @@ class Cluster:
         except Deadlock:
             return None
         return dict(sorted(self.archive.states.items()))
+
+    def _committed(self) -> None:
+        """A step stands, and everybody waits to hear of it."""
+        if self._deployment.committed is not None:
+            self.launcher.inject(())  # what has happened so far is told first
+            self._deployment.committed(self)
+
+    def own_states(self) -> dict[int, StageState]:
+        """The states of the stages that only trusted members hold, as the last step leaves them; call when it is committed: the
+        initiator waits then.
+        """
+        route = self.coordinator.membership.route
+        own = [i for i in route.stages if all(holder in route.trusted for holder in route.holders(i))]
+        return {i: self._initiator.seats[i].candidate() for i in own}
 
     def _has_collected(self, wanted: int) -> bool:
         """Whether every state is there, and the coordinator knows who sent another one."""

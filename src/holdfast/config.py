@@ -173,6 +173,10 @@ class MachinesConfig(Section):
     )
     ray_gpus: float = Field(1.0, gt=0, description="what a worker takes of a GPU in a Ray cluster, where the device is cuda")
     expose_wire: bool = Field(False, description="whether workers in a Ray cluster may be reached beyond their own node")
+    journal: bool = Field(True, description="whether a host writes each commit down, to go on from there if it is killed")
+    return_s: float = Field(
+        60.0, ge=0, description="how long a host that was started again waits for who holds its last commit"
+    )
 
 
 class OutputConfig(Section):

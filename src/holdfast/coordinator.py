@@ -12,7 +12,7 @@ paper's central server, and it is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from holdfast.blame import Blame
 from holdfast.claim import Claim, Header
@@ -67,16 +67,24 @@ class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
     `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
-    that the archive has refused.
+    that the archive has refused. `committed` is called when a step stands, before anybody is told.
     """
 
-    def __init__(self, run: str, membership: Membership, policy: Policy, notary: Notary | None = None) -> None:
+    def __init__(
+        self,
+        run: str,
+        membership: Membership,
+        policy: Policy,
+        notary: Notary | None = None,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = COORDINATOR
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
         self.refusals = 0
         self._policy = policy
+        self._committed = committed
         self._events: list[Event] = []
         self._notary = notary or Notary()
         blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
@@ -272,7 +280,9 @@ class Coordinator:
         rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
         self._events.append(StepSealed(now.step, now.attempt, loss, now.clipping.norm, rate, tokens))
         self._now = self._wanted = None
-        return self._tell_all(Seal(self.membership.version)) + self.inspector.sealed(now)
+        checks = self.inspector.sealed(now)
+        self._committed()
+        return self._tell_all(Seal(self.membership.version)) + checks
 
     # -- loss of workers ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
     │   ├── MissingExtra              an optional dependency is not installed
     │   ├── NotEnoughMemory           the plan does not fit
     │   └── CheckpointError           a checkpoint that is missing, torn or altered
+    │       └── JournalRefused        a journal of commits that cannot be gone on from; the run goes back to a checkpoint
     ├── NetworkError              4   a peer or a link can
     ├── ProtocolError             1   a peer's message breaks the schema or its limits
     ├── SelfTestFailed            1   split and whole model disagree
@@ -75,6 +76,10 @@ class NotEnoughMemory(SetupError):
 
 
 class CheckpointError(SetupError):
+    pass
+
+
+class JournalRefused(CheckpointError):
     pass
 
 

@@ -30,9 +30,25 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The run goes on from its checkpoint of `version`, in another process: what was told of later steps is void."""
+    """The run goes on from `version` sealed steps, in another process: what was told of later steps is void."""
 
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reunited:
+    """A host that was started again found the last commit, `version`, at the machines that came back: `workers` hold it."""
+
+    version: int
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSetAside:
+    """A host that was started again cannot go on from its last commit, and goes back to its checkpoint of `version`."""
+
+    version: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +212,8 @@ class RunFinished:
 Event = (
     RunStarted
     | Resumed
+    | Reunited
+    | JournalSetAside
     | StepSealed
     | Alert
     | Ruling

@@ -86,6 +86,7 @@ class Experiment:
             deployed=lambda cluster: None if self._metrics is None else self._metrics.watch(cluster.launcher),
             open_engine=_engine(self.config, troupe, objects, self._out) if host is None else host.engine,
             identity=None if host is None else host.identity,
+            journal=None if host is None else host.journal,
         )
 
     def run(self) -> RunResult:

@@ -2,6 +2,7 @@
 
     DIR/host/   run authority.pem invites.json roster.json door     what a host needs to be the same one when it starts again
     DIR/        control.sock                                        holdfast status, nodes and invite speak to it there
+    DIR/journal/                                                    its commits: see holdfast.journal
 
 Everything that a machine says of itself is its own word: it decides where the machine is placed, never what is believed.
 """
@@ -35,6 +36,7 @@ from holdfast.config import RunConfig
 from holdfast.errors import SetupError
 from holdfast.event import Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.certificates import DOOR, Authority
+from holdfast.journal import FOLDER, Journal
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.station import ANYTIME, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
@@ -103,6 +105,7 @@ class Host:
         check_listen(premises.door, exposed=premises.exposed)
         check_listen(premises.wire, exposed=premises.exposed)
         self.identity = machine_identity()
+        self.journal = Journal(directory / FOLDER, self.identity) if config.machines.journal else None
         self._config = config
         self._directory = directory
         self._premises = premises

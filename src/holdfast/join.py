@@ -25,6 +25,7 @@ from holdfast.errors import ConfigError, NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity
 from holdfast.job import check_device
+from holdfast.kept import KEEP_S, Kept
 from holdfast.machines import HOST, TRUSTED
 from holdfast.message import Present
 from holdfast.partition.memory import available_memory
@@ -43,8 +44,9 @@ SILENCE_S = (3.0, 600.0)
 class Machine:
     """What this machine offers: torch device, bytes of memory (None: what is free), where others can dial it (None: nowhere).
 
-    `patience_s` is how long it knocks at a door that does not answer, the first time and whenever it was cut off; `home` is
-    where its key and the hosts that it knows are kept (None: `holdfast.admission.home`).
+    `patience_s` is how long it knocks at a door that does not answer, the first time and whenever it was cut off; `keep_s` how
+    long it then keeps the states that it held; `home` is where its key and the hosts that it knows are kept (None:
+    `holdfast.admission.home`).
     """
 
     device: str = "cpu"
@@ -52,6 +54,7 @@ class Machine:
     listen: str | None = None
     name: str = ""
     patience_s: float = 600.0
+    keep_s: float = KEEP_S
     home: Path | None = None
 
 
@@ -73,6 +76,7 @@ class Guest:
         self._known = KnownHosts(hosts_file() if home is None else home / "hosts.json")
         self._station: Station | None = None
         self._stopped = threading.Event()
+        self._kept = Kept(machine.keep_s, machine.memory_bytes)
 
     def run(self) -> str:
         """Why the host needs this machine no more, or that it was stopped."""
@@ -81,25 +85,48 @@ class Guest:
         self._tell(f"this machine: {offer.device}, {offer.speed:.1f} GFLOP/s on one thread, {room:.1f} GiB")
         name, first = self._machine.name, True
         while not self._stopped.is_set():
-            admission = knock(
-                self._invite,
-                self._identity,
-                offer,
-                wish=name,
-                known_hosts=self._known,
-                with_secret=first,
-                patience_s=self._machine.patience_s,
-                tell=self._tell,
-            )
+            try:
+                admission = knock(
+                    self._invite,
+                    self._identity,
+                    offer,
+                    wish=name,
+                    known_hosts=self._known,
+                    with_secret=first,
+                    patience_s=self._machine.patience_s,
+                    tell=self._tell,
+                    sleep=self._pause,
+                )
+            except _Stopped:
+                break
             name, first = admission.name, False
             self._tell(f"let in as {name}; the host's wire is at {', '.join(map(str, admission.wire))}")
             reason = self._serve(admission, offer)
             if reason.startswith(DISMISSED):
+                self._kept.drop()
                 return reason.removeprefix(DISMISSED)
             if not self._stopped.is_set():
-                self._tell(f"{reason}; knocking again")
+                self._tell(f"{reason}; knocking again{self._told_kept()}")
                 self._stopped.wait(PAUSE_S)
         return "stopped here"
+
+    def _pause(self, seconds: float) -> None:
+        """Between two knocks: who is stopped knocks no more."""
+        if self._stopped.wait(seconds):
+            raise _Stopped
+
+    def _end(self, station: Station, reason: str) -> str:
+        """Who was cut off keeps what it held: the host may come back, and look for it."""
+        if not reason.startswith(DISMISSED) and not self._stopped.is_set():
+            self._kept.take(station.holdings())
+        return reason
+
+    def _told_kept(self) -> str:
+        stages = sorted({stage for stage, _digest in self._kept.announced})
+        if not stages:
+            return ""
+        named = f"stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}"
+        return f" with the sealed state of {named}, which it keeps for {self._machine.keep_s:g} s"
 
     def stop(self) -> None:
         self._stopped.set()
@@ -124,21 +151,27 @@ class Guest:
             options=WireOptions(silence_s=silence_s),
             anytime=ANYTIME,
         )
+        said = offer.device, offer.numerics, offer.memory_bytes, offer.speed
+        present = Present(transport.address, *said, self._kept.announced)
+        sign = partial(sign_header, identity=self._identity)
+        watch = _Watch(transport)
+        part = Part(name, present, HOST, self._machine.device, sign, after_turn=watch.look, kept=self._kept)
+        station = Station(part, transport)
         try:
             transport.know([Endpoint(HOST, TRUSTED, str(wire))])
-            present = Present(transport.address, offer.device, offer.numerics, offer.memory_bytes, offer.speed)
-            sign = partial(sign_header, identity=self._identity)
-            watch = _Watch(transport)
-            station = Station(Part(name, present, HOST, self._machine.device, sign, after_turn=watch.look), transport)
             watch.station = self._station = station
             if self._stopped.is_set():
                 station.stop("stopped here")
-            return station.run()
+            return self._end(station, station.run())
         except NetworkError as error:
-            return f"{CUT_OFF} ({error})"
+            return self._end(station, f"{CUT_OFF} ({error})")
         finally:
             self._station = None
             transport.close()
+
+
+class _Stopped(Exception):
+    pass
 
 
 class _Watch:

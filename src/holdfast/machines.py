@@ -41,6 +41,9 @@ KIND = re.compile("[a-z-]{1,40}")
 MOST_KINDS = 16
 """What a worker may call its work, and how many kinds it may have."""
 
+MOST_KEPT = 1000
+"""States that a machine may say it keeps: twice its seats, and no pipeline has so many."""
+
 
 class Exchange(Protocol):
     """What this engine needs of its transport (`holdfast.transport.GrpcTransport`)."""
@@ -116,6 +119,8 @@ class Machines:
         self._lock = threading.RLock()
         self._generation = secrets.randbelow(1 << 30)
         self._present: dict[str, Endpoint] = {}
+        self._kept: dict[str, frozenset[tuple[int, bytes]]] = {}
+        self._start_s = patience.start_s
         self._deployed: set[str] = set()
         self._gone: dict[str, str] = {}
         self._told_lost: set[str] = set()
@@ -156,10 +161,11 @@ class Machines:
                 self._instruct(name)
         self.crew.gather(wanted)
         self._meet()
-        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._patience.start_s)
+        start_s, self._start_s = self._start_s, self._patience.start_s
+        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, start_s)
         if wanted and not self._present.keys() & set(wanted):
             why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
-            raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
+            raise NetworkError(f"none of {', '.join(wanted)} came within {start_s:g} s ({why})")
         self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
@@ -173,11 +179,21 @@ class Machines:
                 self._tell_joined(name)
         return self._launcher
 
+    def reunite(self, names: Sequence[str], settled: Callable[[Mapping[str, frozenset[tuple[int, bytes]]]], bool]) -> None:
+        """Before the first deployment: let machines come, above all these, until `settled` is content with what those who are
+        there say that they keep (stage and digest, by name). Whoever goes now is waited for no longer than for another answer.
+        """
+        self.crew.gather(names)
+        self._meet()
+        while not settled(dict(self._kept)):
+            self.receive(POLL_S)
+        self._start_s = min(self._patience.start_s, self._patience.deploy_s)
+
     def close(self) -> None:
         """Dismiss everybody, if the run is over, and leave. A second call does nothing."""
         with self._lock:
             self._closed = True  # who looks at the links from another thread must not meet a transport that closes
-            for name in self._present if self._over() else ():
+            for name in list(self._present) if self._over() else ():
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
         self._shut()
@@ -269,13 +285,14 @@ class Machines:
     def _hear(self, name: str, message: Present | Deployed | Tally) -> None:
         with self._lock:
             match message:
-                case Present(address):
+                case Present(address, kept=kept):
                     if name in self._banned:
                         self._send(name, Dismiss("it has lied, and is banned"))
                         return
                     if name in self._present:
                         self._leave(name, "it came back without having left")
                     self._present[name] = Endpoint(name, (name,), address)
+                    self._kept[name] = frozenset(kept[:MOST_KEPT])
                     self._gone.pop(name, None)
                     self._meet()
                     self._instruct(name)
@@ -319,6 +336,7 @@ class Machines:
 
     def _drop(self, name: str, *, banned: bool, current: bool = True) -> None:
         self._present.pop(name, None)
+        self._kept.pop(name, None)
         self._deployed.discard(name)
         self._transport.forget(name, current=current)
         self.crew.left(name, banned=banned)

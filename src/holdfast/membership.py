@@ -197,6 +197,13 @@ class Membership:
         """`trusted` (the referee) will have the next sealed state of `stage`, for this one step boundary."""
         self._holding.add((stage, trusted))
 
+    def found(self, holders: Mapping[int, Sequence[str]]) -> None:
+        """Before the first step: these have said that they hold the sealed states still. As with a digest that is shown, that
+        is their word: a state that they pass on is checked, and what they compute from it is compared.
+        """
+        self._holding |= {(stage, worker) for stage, workers in holders.items() for worker in workers}
+        self._asked.clear()
+
     def ask_again(self) -> None:
         """What has not arrived in time is asked for again, from now on through the coordinator."""
         self._asked.clear()

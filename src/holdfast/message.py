@@ -245,7 +245,8 @@ class Finding:
 class Present:
     """The machine of a worker is there: where it can be dialled (None: nowhere), and what it can do.
 
-    `speed` is in forward passes of the calibration model a second, 0 where it was not measured.
+    `speed` is in forward passes of the calibration model a second, 0 where it was not measured. `kept` are the states that it
+    still has from before it was cut off: stage and digest.
     """
 
     address: str | None
@@ -253,6 +254,7 @@ class Present:
     numerics: str
     memory_bytes: int = 0
     speed: float = 0.0
+    kept: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

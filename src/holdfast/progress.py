@@ -45,6 +45,10 @@ class Progress:
             blamed_stages=dict(Counter(self.stages) + Counter(result.blamed_stages)),
         )
 
+    def back_to(self, tokens: int) -> Progress:
+        """When the run goes back to before it: the steps since are counted again, what they have cost stays."""
+        return replace(self, sums={**self.sums, "tokens": tokens})
+
     @property
     def virtual_s(self) -> float:
         return self.sums.get("virtual_seconds", 0.0)

@@ -19,11 +19,13 @@ import torch
 
 from holdfast.blueprint import Blueprint, Builder, Sign
 from holdfast.errors import HoldfastError, NetworkError
+from holdfast.kept import Holdings, Kept
 from holdfast.launch import Room
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Peers, Present, Tally, TallyUp
 from holdfast.numerics import NATIVE, numerics_class, pinned
 from holdfast.stage import COORDINATOR, unsigned
 from holdfast.transport import Endpoint, Notice
+from holdfast.worker import Worker
 
 TURN_S = 0.2
 DISMISSED = "dismissed: "
@@ -59,7 +61,7 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Part:
     """What a station brings along: its name and hand, its device, what it says of itself, and who plays its worker; `host` is
-    the process of the coordinator.
+    the process of the coordinator, `kept` what the machine still holds from before it was cut off.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Part:
     play: Callable[[Actor], Actor] = lambda actor: actor
     after_turn: Callable[[], None] = lambda: None
     die: Callable[[], None] = lambda: None
+    kept: Kept | None = None
 
 
 class Station:
@@ -84,6 +87,8 @@ class Station:
         self._over: str | None = None
         self._failure: BaseException | None = None
         self._alone = ""
+        self._worker: Worker | None = None
+        self._handed = False
 
     def run(self) -> str:
         """Serve until dismissed or stopped. Raises NetworkError where the coordinator cannot be reached any more."""
@@ -98,6 +103,7 @@ class Station:
                     if self._over is None:
                         self._room.turn(TURN_S)
                         self._part.after_turn()
+                        self._look_after_kept()
                     if self._failure is not None and self._over is None:
                         raise self._failure
             finally:
@@ -109,6 +115,10 @@ class Station:
         """Leave after what is being computed now."""
         self._over = self._over or reason
         self._room.stir()
+
+    def holdings(self) -> Holdings:
+        """The states that its worker held when `run` ended, with their digests; see `Worker.holdings`."""
+        return [] if self._worker is None else self._worker.holdings()
 
     @property
     def seconds_by_kind(self) -> Mapping[str, float]:
@@ -129,17 +139,33 @@ class Station:
                 self._over = DISMISSED + reason
 
     def _deploy(self, order: Deploy) -> None:
-        self._room = Room([], self._send)
+        self._room, self._worker = Room([], self._send), None
         self._link.generation = order.generation
         try:
             builder = Builder.unfold(Blueprint.decode(order.blueprint), self._part.device)
-            worker = self._part.play(builder.worker(self._part.name, self._part.sign))
+            own = builder.worker(self._part.name, self._part.sign)
+            worker = self._part.play(own)
         except (HoldfastError, MemoryError, RuntimeError) as error:
             self._say(Deployed(order.generation, f"{type(error).__name__}: {error}"[:1000]))
             return
+        if self._part.kept is not None:
+            own.hold(self._part.kept.holdings)
+            self._handed = True
+        self._worker = own
         self._base_bytes = self._link.traffic.bytes_sent
         self._room = Room([worker], self._send, die=self._part.die)
         self._say(Deployed(order.generation))
+
+    def _look_after_kept(self) -> None:
+        """What was kept is given up when a step has begun, with it or without it, and when its time is over."""
+        kept, worker = self._part.kept, self._worker
+        if kept is None or worker is None or not self._handed:
+            return
+        if worker.seats:
+            kept.drop()
+        if not kept.holdings:
+            worker.let_go()
+            self._handed = False
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

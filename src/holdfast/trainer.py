@@ -23,6 +23,8 @@ import torch
 
 from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
+from holdfast.comeback import Return
+from holdfast.commits import Commits, too_many
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
@@ -36,7 +38,9 @@ from holdfast.event import (
     Evaluated,
     Event,
     Joined,
+    JournalSetAside,
     Resumed,
+    Reunited,
     RolledBack,
     RunFinished,
     RunStarted,
@@ -46,6 +50,7 @@ from holdfast.evidence.identity import Identity
 from holdfast.evidence.notary import Notary
 from holdfast.evidence.record import FINISHED
 from holdfast.job import Job, check_fits, environment, prepare
+from holdfast.journal import Journal
 from holdfast.keeper import Keeper, States
 from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
@@ -73,7 +78,8 @@ class Trainer:
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
     before (None: that is done here). `deployed` is called with each cluster, before its first step, to look at its traffic.
     `open_engine` opens what carries the run (None: in memory, with the cast); it is closed at the end. `identity` is the key of
-    the trusted members where the workers have keys of their own (None: all follow from the seed).
+    the trusted members where the workers have keys of their own (None: all follow from the seed). In `journal` each commit is
+    written down, for an engine whose machines outlive this process (None: nowhere); a run that is resumed looks there first.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Trainer:
         deployed: Callable[[Cluster], None] = lambda _cluster: None,
         open_engine: Callable[[], Engine] | None = None,
         identity: Identity | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self._config = config
@@ -94,6 +101,7 @@ class Trainer:
         self._observers: tuple[Observer, ...] = (self._counts, *observers)
         self._cast = cast
         self._identity = identity
+        self._journal = journal if config.defence_name != "none" else None
         self._open_engine = open_engine or partial(MemoryEngine, config, cast)
         self._engine: Engine | None = None
         self._keeper: Keeper | None = None
@@ -107,6 +115,8 @@ class Trainer:
         self._lost: set[str] = set()
         self._stopping = False
         self._fell: tuple[int, frozenset[str]] | None = None
+        self._commits: Commits | None = None
+        self._return: Return | None = None
         self._before = Progress()
         self._began = time.perf_counter()
 
@@ -158,31 +168,48 @@ class Trainer:
             states: States = keeper.initial()
         else:
             states, self._before = keeper.resume(self._resume)
-            self._lost |= set(self._before.lost)
             self.run_id = keeper.run
+        if self._journal is not None and self._config.output.dir is not None:
+            self._commits = Commits(self._journal, job, Path(self._config.output.dir))
+        found = None
+        if self._commits is not None and self._resume is not None:
+            found = self._commits.look(self._engine, self.run_id, _version(states), lambda: self._stopping)
+        if isinstance(found, Return):
+            states, self._before = found.states, Progress.from_json(found.commit.progress)
+            keeper.certified = keeper.certified and found.commit.certified
+            self._return = found
+        self._lost |= set(self._before.lost) - set(self._return.workers if self._return else ())
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
         self._notary = open_notary(self.run_id, self._config, self._identity)
         self._announce(job)
+        if isinstance(found, Return):
+            self._tell(Reunited(found.commit.version, found.workers), 0.0)
+        elif found is not None:
+            self._tell(JournalSetAside(_version(states), found), 0.0)
         return states
 
     def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster]:
-        cluster = self._deploy(job, states)
+        if self._commits is not None and self._return is None:
+            self._commits.forget()
+        cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
-        while step < steps and not self._stopping:
-            broken = cluster.run_step(step)
+        sealed = self._return is not None  # and what is due after a seal may not have been done
+        while sealed or (step < steps and not self._stopping) or len(states) < job.plan.stages:
+            broken = None if sealed else cluster.run_step(step)
             if broken is None:
-                step += 1
+                step += not sealed
                 try:
                     states = self._look_after(job, keeper, cluster, step) or states
                 except FaultWindowExceeded as error:
                     broken = str(error)
             self._hear_of_checkpoints(keeper)
+            sealed = False
             if broken is not None:
-                states = self._fall_back(keeper, cluster, step, broken)
+                states = self._fall_back(job, keeper, cluster, step, broken)
                 step = _version(states)
-                cluster = self._deploy(job, states)
+                cluster = self._deploy(job, keeper, states)
         self._keep(job, keeper, cluster, states)
         self._hear_of_checkpoints(keeper, wait=True)
         return states, step, cluster
@@ -213,17 +240,19 @@ class Trainer:
     def _is_due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0 and step < self._config.training.steps
 
-    def _deploy(self, job: Job, states: States) -> Cluster:
+    def _deploy(self, job: Job, keeper: Keeper, states: States) -> Cluster:
         """A cluster without those who are lost or have lied too often, which remembers who has lied."""
         lies, policy = Counter(self._before.lies) + self._counts.blamed_workers, self._config.defence
-        if policy.ban_policy == "ban":
-            for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
+        for worker in too_many(lies, policy):
+            if worker not in self._lost:
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity)
+        committed = None if self._commits is None else partial(self._write_down, job, keeper, self._commits)
+        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity, committed)
         cluster = Cluster(deployment, job, self._tell, self._engine)
-        cluster.deploy(states, _version(states))
+        found = self._return if self._return is not None and states is self._return.states else None
+        cluster.deploy(states, _version(states), None if found is None else found.seats)
         record = cluster.coordinator.membership
         record.lies.update(lies)
         if policy.ban_policy == "quarantine":
@@ -231,7 +260,7 @@ class Trainer:
         self._deployed(cluster)
         return cluster
 
-    def _fall_back(self, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
+    def _fall_back(self, job: Job, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
         """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
         the last certified checkpoint that is early enough. Whoever is lost or convicted does not come along.
         """
@@ -248,9 +277,22 @@ class Trainer:
             states = cluster.recall(rewind)
         if states is None:
             states = keeper.last_certified()
+        if self._commits is not None:
+            self._commits.forget()
+        if self._return is not None and _version(states) < self._return.commit.version:
+            self._before = self._before.back_to(_version(states) * job.batches.tokens_per_step)
         self._measure(cluster)
         self._tell(RolledBack(step, _version(states), reason), 0.0)
         return states
+
+    def _write_down(self, job: Job, keeper: Keeper, commits: Commits, cluster: Cluster) -> None:
+        """A step is sealed: what has come to pass up to here, for a host that is killed before the next one."""
+        glance = cluster.launcher.glance()
+        meter = replace(self._meter, seconds=Counter(self._meter.seconds))
+        meter.add(cluster.launcher.now, glance.bytes_sent, glance.seconds)
+        here = self._result(job, keeper, cluster.coordinator.membership.version, NOT_SCORED, meter)
+        progress = Progress.of(self._before.plus(here), frozenset(self._lost))
+        commits.write(cluster, self.run_id, self._notary.mark(), progress, certified=keeper.certified)
 
     def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
         """Begin a checkpoint; what it counts of the run so far is counted now."""

@@ -232,6 +232,31 @@ class Worker:
     def _to_coordinator(self, messages: Sequence[Complaint]) -> list[Envelope]:
         return [Envelope(self.name, COORDINATOR, message) for message in messages]
 
+    # -- beyond a deployment -----------------------------------------------------------------------------------------
+
+    def holdings(self) -> list[tuple[bytes, StageState]]:
+        """What would be lost with this worker, with its digests: of each seat the sealed state and the one that waits for its
+        seal (whether that has come nobody knows who was cut off), and states that were shown and are not in use yet.
+        """
+        states = [seat.state() for seat in self.seats.values()]
+        states += [seat.candidate() for seat in self.seats.values() if seat.execution.updated]
+        fresh = [(state_digest(state), state) for state in states if state.version >= 0]
+        return fresh + [(digest, message.state) for digest, message in self._delivered.values()]
+
+    def hold(self, holdings: Sequence[tuple[bytes, StageState]]) -> None:
+        """Have states of an earlier deployment at hand, as if they had been sent: they are used only where they are the sealed
+        ones, and those of them that are not go when a step begins.
+        """
+        for number, (digest, state) in enumerate(holdings):
+            if 0 <= state.stage < len(self._hardware.costs):
+                self._delivered[(state.stage, f"{self.name}, before ({number})")] = (digest, StateTransfer(state, Role.PRIMARY))
+
+    def let_go(self) -> None:
+        """Give up what `hold` was given and no step has begun to use."""
+        held_before = [slot for slot in self._delivered if slot[1].startswith(f"{self.name}, before ")]
+        for slot in held_before:
+            del self._delivered[slot]
+
     # -- computation -------------------------------------------------------------------------------------------------
 
     def next_work(self, device: int) -> Work | None:

@@ -6,8 +6,9 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from holdfast.stage import COORDINATOR
 from holdfast.station import ANYTIME, Part, Station
 from holdfast.transport import Traffic, wire_bytes
 from holdfast.transport.endpoint import Endpoint, Notice
+
+from .hosted import Visitor
 
 
 class Hub:
@@ -205,3 +208,12 @@ class InThreads:
 @pytest.fixture
 def in_threads() -> type[InThreads]:
     return InThreads
+
+
+@pytest.fixture
+def visitors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Visitor]]:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    came: list[Visitor] = []
+    yield came
+    for visitor in came:
+        visitor.end()

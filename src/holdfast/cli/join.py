@@ -27,6 +27,12 @@ def join(
     patience: Annotated[
         float, typer.Option("--patience", metavar="SECONDS", min=1, help="How long to knock at a door that does not answer.")
     ] = 600.0,
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep", metavar="SECONDS", min=0, help="How long to keep sealed states in memory when the host is gone."
+        ),
+    ] = 600.0,
 ) -> None:
     """Join a run: prove who the host is, then who we are; compute until the run is over."""
     from holdfast.admission.address import check_listen
@@ -39,7 +45,7 @@ def join(
     if listen is not None:
         check_listen(listen, exposed=expose)
     memory_bytes = None if memory is None else int(memory * 2**30)
-    machine = Machine(device, memory_bytes, listen, name, patience)
+    machine = Machine(device, memory_bytes, listen, name, patience, keep)
     guest = Guest(found, machine, lambda text: print(text, file=sys.stderr, flush=True))
     with first_interrupt_calls(guest.stop) as interrupted:
         reason = guest.run()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ class EvidenceLog:
         self._file.flush()
         self.seq, self.previous = seq + 1, hashlib.sha256(line).digest()
         return seq
+
+    def sync(self) -> tuple[int, bytes]:
+        """Have all records survive a loss of power; gives their number, and the hash of the last line."""
+        os.fsync(self._file.fileno())
+        return self.seq, self.previous
 
     def close(self) -> None:
         self._file.close()

@@ -134,6 +134,10 @@ class Notary:
     def took_over(self, stage: int, lost: str, heir: str, step: int) -> None:
         self._write(TookOver(stage, lost, heir, step))
 
+    def mark(self) -> tuple[int, bytes]:
+        """Number of the records so far and hash of the last one, once all are safely on the disk; (0, b"") without a log."""
+        return (0, b"") if self._log is None else self._log.sync()
+
     def close(self, ended: str) -> None:
         """The run is over: nothing that comes before this record can be cut off unseen.
 

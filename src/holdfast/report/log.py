@@ -23,6 +23,7 @@ from holdfast.event import (
     Banned,
     CheckpointFailed,
     Event,
+    JournalSetAside,
     RolledBack,
     Ruling,
     RunFinished,
@@ -39,7 +40,17 @@ FILE = "holdfast.log"
 LOGGER = "holdfast"
 Form = Literal["text", "json"]
 
-WARNINGS = (Alert, Banned, CheckpointFailed, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
+WARNINGS = (
+    Alert,
+    Banned,
+    CheckpointFailed,
+    JournalSetAside,
+    RolledBack,
+    StagesSkipped,
+    StepRestarted,
+    TakenOver,
+    WorkerLost,
+)
 SHOWN = (
     "step",
     "attempt",

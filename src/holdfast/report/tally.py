@@ -16,9 +16,11 @@ from holdfast.event import (
     Evaluated,
     Event,
     Joined,
+    JournalSetAside,
     Reseated,
     Reshadowed,
     Resumed,
+    Reunited,
     RolledBack,
     Ruling,
     RunFinished,
@@ -109,7 +111,12 @@ def _told(event: Event) -> str | None:
         case RunStarted():
             return f"run {event.run}: {event.parameters:,} parameters in {len(event.stages)} stages"
         case Resumed():
-            return f"goes on from its checkpoint after {event.version} steps"
+            return f"goes on after {event.version} steps"
+        case Reunited():
+            who = " and ".join(event.workers)
+            return f"{who} still hold the last commit: nothing before step {event.version} is computed again"
+        case JournalSetAside():
+            return f"not from the last commit, but from the checkpoint after {event.version} steps: {event.reason}"
         case Alert():
             return f"alert: {event.key}: {event.reason}; suspects {', '.join(event.suspects) or 'unknown'}"
         case Ruling():

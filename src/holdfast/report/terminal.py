@@ -15,6 +15,8 @@ from holdfast.event import (
     Evaluated,
     Event,
     Joined,
+    JournalSetAside,
+    Reunited,
     RolledBack,
     RunFinished,
     RunStarted,
@@ -31,7 +33,7 @@ Observer = Callable[[Event, float], None]
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
 
-NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, CheckpointFailed)
+NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, CheckpointFailed, Reunited, JournalSetAside)
 """What is told at once, also to who has not asked for everything (`verbose`)."""
 
 LINES = (*NEWS, RunStarted, Evaluated, CheckpointWritten)

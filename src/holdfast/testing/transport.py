@@ -87,7 +87,7 @@ def sample_messages() -> tuple[Message, ...]:
         Examine(whole, 3, b"s", (), (), route=route),
         Lacking(whole, True, (key, whole)),
         Flag(key, "norm", float("inf")),
-        Present("127.0.0.1:4711", "cpu", "native, float32", 1 << 40, 0.5),
+        Present("127.0.0.1:4711", "cpu", "native, float32", 1 << 40, 0.5, ((1, bytes(range(32))),)),
         Peers((("host", ("coordinator", "initiator"), None), ("w1", ("w1",), "127.0.0.1:1"))),
         Deploy(2**31, b"{}"),
         Deployed(0, "too little memory"),
