@@ -4,7 +4,7 @@ from holdfast import Experiment
 
 
 def main() -> None:
-    small = {"steps": 20, "stages": 6, "seed": 1}
+    small = {"steps": 12, "stages": 6, "seq_length": 32, "seed": 1}
 
     clean = Experiment(**small).run()
     attacked = Experiment(**small, attack="sign-flip,rate=0.7", defence="none").run()
