@@ -35,6 +35,8 @@ from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
+from holdfast.placement.load import batch_of
+from holdfast.placement.stopwatch import Hops, Stopwatch
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
@@ -113,6 +115,7 @@ class Deployment:
     `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
+    `primaries` are who carries the stages (None: who is listed), and `spares` who is there besides.
     """
 
     name: str
@@ -121,6 +124,8 @@ class Deployment:
     draw: int = 0
     likeness: Likeness | None = None
     identity: Identity | None = None
+    primaries: tuple[str, ...] | None = None
+    spares: tuple[str, ...] = ()
 
 
 class Cluster:
@@ -152,7 +157,9 @@ class Cluster:
         digests = {stage: state_digest(state) for stage, state in states.items()}
         membership = Membership(route, version, digests, shadowed=self._shadowed)
         self._notary.deployed(self._run, version, route)
-        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary)
+        membership.spares = list(self._deployment.spares)
+        stopwatch = Stopwatch(lambda: self.launcher.now, self._hops())
+        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, stopwatch)
         costs, likeness = self._job.plan.costs, self._deployment.likeness
         blueprint = blueprint_of(self._job, self._run, arithmetics(config), likeness)
         builder = Builder.of(self._job, blueprint, likeness)
@@ -160,7 +167,7 @@ class Cluster:
         referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
-        workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
+        workers = [name for name in dict.fromkeys((*route.primaries, *membership.spares)) if name != INITIATOR]
         trusted_actors: list[Actor] = [initiator, self.coordinator, referee, checker, self.archive]
         ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
         hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
@@ -189,9 +196,17 @@ class Cluster:
         return self._job.config.shadowed
 
     def _route(self) -> Route:
-        primaries = seats(self._job.config.pipeline.stages, self._deployment.lost)
+        primaries = self._deployment.primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
+
+    def _hops(self) -> Hops:
+        """What the stopwatch knows of the links: those of a described cluster, of real ones nothing."""
+        described, job = self._job.config.cluster, self._job
+        if job.config.pipeline.engine != "memory":
+            return Hops()
+        size = described.tensor_bytes or batch_of(job).boundary_bytes(job.plan.width)
+        return Hops(lambda _sender, _recipient: (described.latency_s, described.bandwidth_bytes_per_s), size)
 
     def _policy(self) -> Policy:
         config = self._job.config

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.blame import Blame
-from holdfast.claim import Claim, Header
+from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.court import Court
 from holdfast.deadline import owing
 from holdfast.errors import FaultWindowExceeded
@@ -51,6 +51,7 @@ from holdfast.message import (
     StateTransfer,
     Update,
 )
+from holdfast.placement.stopwatch import Stopwatch
 from holdfast.recover.remedy import Redo
 from holdfast.recover.skip import leave_out
 from holdfast.route import Route
@@ -70,7 +71,14 @@ class Coordinator:
     that the archive has refused.
     """
 
-    def __init__(self, run: str, membership: Membership, policy: Policy, notary: Notary | None = None) -> None:
+    def __init__(
+        self,
+        run: str,
+        membership: Membership,
+        policy: Policy,
+        notary: Notary | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.name = COORDINATOR
         self.devices = 1
         self.membership = membership
@@ -79,6 +87,7 @@ class Coordinator:
         self._policy = policy
         self._events: list[Event] = []
         self._notary = notary or Notary()
+        self.stopwatch = stopwatch or Stopwatch(lambda: 0.0)
         blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
         self._court = Court(run, membership, policy, blame)
         self._deliveries = self._court.deliveries
@@ -88,6 +97,7 @@ class Coordinator:
         self._timers: list[tuple[object, float]] = []
         self._warned: object = None
         self._armed = False
+        self._assigned: tuple[str, ...] | None = None
 
     # -- what the launcher calls -------------------------------------------------------------------------------------
 
@@ -95,9 +105,14 @@ class Coordinator:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
         self._exclude_banned()
+        self._reassign(step)
         self._settle_in(step)
         self._redraw(step)
         return self._prepare()
+
+    def assign(self, primaries: tuple[str, ...]) -> None:
+        """Have these workers carry the stages from the next step on, if all of them are there then."""
+        self._assigned = primaries
 
     def idle(self) -> bool:
         """Whether the last step that was begun is sealed."""
@@ -157,6 +172,8 @@ class Coordinator:
     def _hear(self, now: StepState, sender: str, message: Message) -> list[Envelope]:
         match message:
             case Header() if now.is_current(message.key):
+                if message.worker == sender and message.role is not Role.COMPARER:
+                    self.stopwatch.posted(sender, message.key)
                 return self._court.post(now, sender, message)
             case Finding() if sender == REFEREE and now.is_current(message.key):
                 now.findings[message.key] = message
@@ -168,6 +185,8 @@ class Coordinator:
             case Loss(step, attempt, micro_batch, value) if (step, attempt) == (now.step, now.attempt):
                 if sender == now.route.primaries[-1]:
                     now.losses[micro_batch] = value
+                    last = len(now.route.primaries) - 1
+                    self.stopwatch.posted(sender, ClaimKey(step, attempt, Direction.FORWARD, last, micro_batch))
             case Lacking() if sender == REFEREE:
                 now.lacking[message.key] = message
             case Flag() if now.is_current(message.key):
@@ -236,6 +255,7 @@ class Coordinator:
             step, attempt, self.membership.version, route, self._policy.micro_batches, sealed, self._policy.likeness
         )
         self._arm()
+        self.stopwatch.began(route, again=attempt > 0)
         digests = tuple(sealed.values())
         return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
 
@@ -271,6 +291,7 @@ class Coordinator:
         loss = sum(losses) / max(1, len(losses))
         rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
         self._events.append(StepSealed(now.step, now.attempt, loss, now.clipping.norm, rate, tokens))
+        self.stopwatch.sealed()
         self._now = self._wanted = None
         return self._tell_all(Seal(self.membership.version)) + self.inspector.sealed(now)
 
@@ -292,8 +313,10 @@ class Coordinator:
     def worker_lost(self, worker: str, reason: str) -> list[Envelope]:
         """A worker is dead or has missed its deadline: its shadow's worker takes over, inside the step."""
         if worker in self.membership.spares:
-            self.membership.spares.remove(worker)
+            self.membership.forget(worker)
             self._events.append(WorkerLost(worker, self._step_number, reason))
+            if worker not in self.membership.route.workers:
+                return self._prepare()
         if worker not in self.membership.route.workers:
             return []
         self._events.append(WorkerLost(worker, self._step_number, reason))
@@ -304,6 +327,7 @@ class Coordinator:
         if self.membership.without(worker) is None:
             self.broken = f"both holders of a stage are lost, {worker} last ({reason})"
             return []
+        self.stopwatch.disturbed()
         self._take_over(worker)
         if self._now is None:
             return self._prepare()
@@ -363,6 +387,19 @@ class Coordinator:
 
     def _is_to_be_banned(self, worker: str) -> bool:
         return self._lies_of(worker) >= self._policy.ban_after
+
+    def _reassign(self, step: int) -> None:
+        """Workers change seats as they were told to; who has none afterwards is a spare."""
+        primaries, self._assigned = self._assigned, None
+        membership = self.membership
+        there = {*membership.route.workers, *membership.spares}
+        if primaries is None or primaries == membership.route.primaries or not membership.is_settled:
+            return
+        if there.issuperset(primaries):
+            idle = [worker for worker in membership.route.workers if worker not in primaries]
+            membership.settle_in(primaries)
+            membership.spares += idle
+            self._events.append(Reseated(step, primaries))
 
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""

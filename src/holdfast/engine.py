@@ -8,13 +8,15 @@ An engine lives as long as the run; a cluster is deployed on it at the start, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
 from holdfast.config import RunConfig
+from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, InProcess, Timing
 from holdfast.message import Actor, Envelope
+from holdfast.placement.place import Machine
 from holdfast.stage import INITIATOR
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
@@ -39,6 +41,16 @@ class Ensemble:
     builder: Builder
     sign: Callable[[str], Sign]
     enroll: Callable[[str, bytes], None] = lambda _name, _key: None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What machines there are, the initiator first, each by its own word; at speed 1 a forward pass of average cost takes
+    `unit_s` seconds.
+    """
+
+    unit_s: float
+    machines: Sequence[Machine]
 
 
 class Launcher(Protocol):
@@ -66,6 +78,8 @@ class Launcher(Protocol):
 class Engine(Protocol):
     """See the module."""
 
+    def survey(self, job: Job, workers: Sequence[str], /) -> Survey: ...
+
     def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
 
     def close(self) -> None: ...
@@ -77,6 +91,17 @@ class MemoryEngine:
     def __init__(self, config: RunConfig, company: Company | None = None) -> None:
         self._config = config
         self._company = company
+
+    def survey(self, job: Job, workers: Sequence[str]) -> Survey:
+        """The described cluster."""
+        described = self._config.cluster
+        speeds, memories = described.speeds or (), described.memories or ()
+        machines = []
+        for stage, name in enumerate((INITIATOR, *workers)):
+            memory = memories[stage] if stage < len(memories) else described.memory_bytes if stage else None
+            machines.append(Machine(name, speeds[stage] if stage < len(speeds) else 1.0, memory))
+        first = replace(machines[0], last_speed=speeds[-1] if speeds else 1.0)
+        return Survey(described.seconds_per_forward, [first, *machines[1:]])
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
         config = self._config.cluster

@@ -23,6 +23,7 @@ from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.partition import is_adapter, save_adapter, save_model
 from holdfast.partition.source import LocalFiles
+from holdfast.placement.recut import recut
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
 from holdfast.stage import INITIATOR
@@ -98,6 +99,12 @@ class Keeper:
             read_report(report)
         if self._config.defence_name != "none":
             check_end(out / FILE)
+
+    def recut(self, job: Job) -> None:
+        """Stages have other layers from now on; what is kept in memory is cut as they are."""
+        self._job = job
+        if self._memory is not None:
+            self._memory = recut(self._memory, job.plan) or self._memory
 
     # -- while it goes on --------------------------------------------------------------------------------------------
 

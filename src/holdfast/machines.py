@@ -22,12 +22,16 @@ from typing import Protocol
 import torch
 
 from holdfast.coordinator import Coordinator
-from holdfast.engine import Ensemble
+from holdfast.engine import Ensemble, Survey
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.event import Banned, Event, WorkerLost
+from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, RealTime
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.placement.load import seconds_of_a_pass
+from holdfast.placement.place import Machine
 from holdfast.route import Route
+from holdfast.speed import measure_speed
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
 from holdfast.transport import Endpoint, LinkStats, Notice, Traffic
 
@@ -38,6 +42,7 @@ TRUSTED = (INITIATOR, COORDINATOR, REFEREE, CHECKER, ARCHIVE)
 POLL_S = 0.1
 
 KIND = re.compile("[a-z-]{1,40}")
+MOST_SPEED = 1e9
 MOST_KINDS = 16
 """What a worker may call its work, and how many kinds it may have."""
 
@@ -111,6 +116,7 @@ class Machines:
         self._lock = threading.RLock()
         self._generation = secrets.randbelow(1 << 30)
         self._present: dict[str, Endpoint] = {}
+        self._told: dict[str, Present] = {}
         self._deployed: set[str] = set()
         self._gone: dict[str, str] = {}
         self._told_lost: set[str] = set()
@@ -129,6 +135,23 @@ class Machines:
         self.crew = open_crew(self._ended)
 
     # -- an engine ---------------------------------------------------------------------------------------------------
+
+    def survey(self, job: Job, workers: Sequence[str]) -> Survey:
+        """Who is there, by its own word, and this machine; where the placement follows from that, all `workers` are waited for.
+
+        Who has not said how fast it is counts as fast as this machine. Raises NetworkError where nobody comes at all.
+        """
+        if job.config.cluster.placement == "measured":
+            self._gather(workers)
+        mine = measure_speed(job.config.model.device)
+        with self._lock:
+            told = dict(self._told)
+        machines = [Machine(INITIATOR, memory_bytes=job.config.machines.memory_bytes)]
+        for name in dict.fromkeys((*workers, *told)):
+            present = told.get(name)
+            speed, memory = (0.0, 0) if present is None else (present.speed, present.memory_bytes)
+            machines.append(Machine(name, speed / mine if 0 < speed < MOST_SPEED else 1.0, memory or None))
+        return Survey(seconds_of_a_pass(job, mine), machines)
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
@@ -149,12 +172,7 @@ class Machines:
             self._gone = {}
             for name in self._present:
                 self._instruct(name)
-        self.crew.gather(wanted)
-        self._meet()
-        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._patience.start_s)
-        if wanted and not self._present.keys() & set(wanted):
-            why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
-            raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
+        self._gather(wanted)
         self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
@@ -167,6 +185,14 @@ class Machines:
             for name in self._deployed:  # who has a seat already is told of in vain, but its key counts from now on
                 self._tell_joined(name)
         return self._launcher
+
+    def _gather(self, wanted: Sequence[str]) -> None:
+        self.crew.gather(wanted)
+        self._meet()
+        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._patience.start_s)
+        if wanted and not self._present.keys() & set(wanted):
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
+            raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
 
     def close(self) -> None:
         """Dismiss everybody and leave. A second call does nothing."""
@@ -265,6 +291,7 @@ class Machines:
         with self._lock:
             match message:
                 case Present(address):
+                    self._told[name] = message
                     if name in self._banned:
                         self._send(name, Dismiss("it has lied, and is banned"))
                         return

@@ -107,12 +107,21 @@ class Membership:
         """The worker is out. Call only where `without` gives a route."""
         route = self.without(worker)
         assert route is not None
+        given_up = [name for name in self.route.workers if name not in (*route.workers, worker)]
+        self.spares = [*(spare for spare in self.spares if spare not in route.workers), *given_up]
         self.route, self._before = replace(route, epoch=max(route.epoch, self.route.epoch + 1)), None
         self._holding = {seat for seat in self._holding if seat[1] != worker}
         self._asked.clear()
         for seat in [seat for seat in self._doubted if seat[1] == worker]:
             del self._doubted[seat]
             self.handed.discard(seat)
+
+    def forget(self, worker: str) -> None:
+        """A spare is gone; what it may still have had of an earlier seat cannot be asked for any more."""
+        self.spares = [spare for spare in self.spares if spare != worker]
+        if worker not in self.route.workers:
+            self._holding = {seat for seat in self._holding if seat[1] != worker}
+            self._asked.clear()
 
     def target(self) -> Route:
         """The route that the next step should run on: every untrusted stage shadowed."""

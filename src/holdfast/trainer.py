@@ -48,8 +48,11 @@ from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
+from holdfast.placement.recut import recut
+from holdfast.placement.steward import Steward
 from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
+from holdfast.stage import INITIATOR
 
 Observer = Callable[[Event, float], None]
 
@@ -101,6 +104,7 @@ class Trainer:
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
+        self._steward: Steward | None = None
         self._fell: tuple[int, frozenset[str]] | None = None
         self._before = Progress()
         self._began = time.perf_counter()
@@ -135,7 +139,7 @@ class Trainer:
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
         keeper = Keeper(self._config, job, self.run_id)
-        states, step, cluster = self._train(job, keeper, self._start(job, keeper))
+        states, step, cluster, job = self._train(job, keeper, self._start(keeper))
         self._measure(cluster)
         score = self._evaluate(job, states, step)
         weights = _united(states)
@@ -145,7 +149,7 @@ class Trainer:
         self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
         return result
 
-    def _start(self, job: Job, keeper: Keeper) -> States:
+    def _start(self, keeper: Keeper) -> States:
         """The states to go on from. Up to here nothing has been written; from here on the run has its directory."""
         if self._resume is None:
             states: States = keeper.initial()
@@ -157,10 +161,12 @@ class Trainer:
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
         self._notary = open_notary(self.run_id, self._config, self._identity)
-        self._announce(job)
         return states
 
-    def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster]:
+    def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster, Job]:
+        job, states = self._place(job, keeper, states)
+        self._announce(job)
+        self._steward_of.announce(_version(states))
         cluster = self._deploy(job, states)
         step, steps = _version(states), self._config.training.steps
         while step < steps and not self._stopping:
@@ -169,14 +175,65 @@ class Trainer:
                 step += 1
                 try:
                     states = self._look_after(job, keeper, cluster, step) or states
+                    if step < steps and not self._stopping:
+                        moved = self._move(job, keeper, cluster, step)
+                        if moved is not None:
+                            job, states, cluster = moved
                 except FaultWindowExceeded as error:
                     broken = str(error)
             if broken is not None:
                 states = self._fall_back(keeper, cluster, step, broken)
                 step = _version(states)
+                job, states = self._place(job, keeper, states)
+                self._steward_of.announce(step, "after the run went back")
                 cluster = self._deploy(job, states)
         self._keep(job, keeper, cluster, states)
-        return states, step, cluster
+        return states, step, cluster, job
+
+    def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
+        """Decide who carries what in the next deployment; the states are cut as it wants them."""
+        assert self._engine is not None
+        if self._steward is None:
+            workers = [name for name in names_of_workers(job.plan.stages) if name != INITIATOR]
+            survey = self._engine.survey(job, list(dict.fromkeys(workers)))
+            self._steward = Steward(job, survey, lambda event: self._tell(event, 0.0), cuts=self._likeness is None)
+        placement = self._steward.settle(_version(states), self._lost, job.plan.layers)
+        fresh = recut(states, job.recut(placement.layers).plan)
+        if fresh is None:  # stages were skipped: their parameters stay together
+            placement = self._steward.settle(_version(states), self._lost, job.plan.layers, fixed=True)
+            fresh = dict(states)
+        job = job.recut(placement.layers)
+        keeper.recut(job)
+        return job, fresh
+
+    @property
+    def _steward_of(self) -> Steward:
+        assert self._steward is not None, "stages are placed before anything is deployed"
+        return self._steward
+
+    def _move(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> tuple[Job, States, Cluster] | None:
+        """Where another placement is worth it: other seats from the next step on, or another cut from the newest sealed states.
+
+        The answer is what goes on from here, where the cluster was deployed anew.
+        """
+        move = self._steward_of.review(step, cluster)
+        if move is None:
+            return None
+        if move.placement.layers == job.plan.layers:
+            self._steward_of.adopt(step, move)
+            cluster.coordinator.assign(move.placement.primaries)
+            return None
+        broken = cluster.settle()
+        if broken is not None:
+            raise FaultWindowExceeded(broken)
+        states = recut(cluster.collect(), job.recut(move.placement.layers).plan)
+        if states is None:
+            return None
+        self._measure(cluster)
+        job = job.recut(move.placement.layers)
+        keeper.recut(job)
+        self._steward_of.adopt(step, move)
+        return job, states, self._deploy(job, states)
 
     def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> States:
         """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat.
@@ -212,7 +269,10 @@ class Trainer:
                 self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity)
+        placement = self._steward_of.placement
+        assert placement is not None
+        seats = placement.primaries, self._steward_of.spares(self._lost, placement)
+        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity, *seats)
         cluster = Cluster(deployment, job, self._tell, self._engine)
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership

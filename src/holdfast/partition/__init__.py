@@ -2,7 +2,7 @@
 
 from holdfast.partition.lora import Lora, is_adapter, save_adapter
 from holdfast.partition.module import StageModule
-from holdfast.partition.plan import Plan, cut, make_plan, plan_from
+from holdfast.partition.plan import Plan, Range, costs_of, cut, make_plan, plan_from, planned
 from holdfast.partition.skeleton import prepare_config
 from holdfast.partition.source import ModelSource, describe
 from holdfast.partition.weights import initial_weights, save_model, whole_model
@@ -11,13 +11,16 @@ __all__ = [
     "Lora",
     "ModelSource",
     "Plan",
+    "Range",
     "StageModule",
+    "costs_of",
     "cut",
     "describe",
     "initial_weights",
     "is_adapter",
     "make_plan",
     "plan_from",
+    "planned",
     "prepare_config",
     "save_adapter",
     "save_model",

@@ -22,6 +22,7 @@ from holdfast.event import (
     Alert,
     Banned,
     Event,
+    Paused,
     RolledBack,
     Ruling,
     RunFinished,
@@ -38,7 +39,7 @@ FILE = "holdfast.log"
 LOGGER = "holdfast"
 Form = Literal["text", "json"]
 
-WARNINGS = (Alert, Banned, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
+WARNINGS = (Alert, Banned, Paused, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
 SHOWN = (
     "step",
     "attempt",
