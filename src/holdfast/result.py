@@ -45,7 +45,8 @@ class RunResult:
     `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them, or
     that a rollback took out of the weights again. Perplexity and losses are of tokens in nats; `weights_digest` is defined in
     `holdfast.digest`. `certified` says that every step that is left in the weights was checked, or escaped the draw of the spot
-    checks fairly; `claims_checked` counts what those computed again.
+    checks fairly; `claims_checked` counts what those computed again. `step_seconds` is what the middle one of the last
+    clean steps took on the engine's clock, `predicted_step_seconds` what was predicted for the placement that they ran on.
     """
 
     run_id: str
@@ -77,6 +78,8 @@ class RunResult:
     certified: bool
     interrupted: bool
     out: str | None
+    predicted_step_seconds: float = math.nan
+    step_seconds: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite (a poisoned run) becomes null, as JSON has no word for it."""

@@ -144,7 +144,13 @@ class Trainer:
         score = self._evaluate(job, states, step)
         weights = _united(states)
         keeper.write_model(weights)
-        here = replace(self._result(job, keeper, step, score, self._meter), weights_digest=weights_digest(_published(weights)))
+        pace = self._steward_of.pace(step, cluster)
+        here = replace(
+            self._result(job, keeper, step, score, self._meter),
+            weights_digest=weights_digest(_published(weights)),
+            predicted_step_seconds=pace.predicted_s,
+            step_seconds=pace.measured_s,
+        )
         result = self._before.plus(here)
         self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
         return result

@@ -9,6 +9,7 @@ Speeds are first what machines say of themselves (or what the described cluster 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from holdfast.job import Job
 from holdfast.partition.memory import readable
 from holdfast.placement.load import load_of
 from holdfast.placement.place import Layers, Machine, Names, Placement, place, predict
-from holdfast.placement.stopwatch import speeds_from
+from holdfast.placement.stopwatch import STEPS, speeds_from
 from holdfast.stage import INITIATOR
 
 OFF = 1.1
@@ -87,11 +88,17 @@ class Steward:
         """Who is there and has no stage."""
         return tuple(name for name in self._machines if name not in lost and name not in placement.primaries)
 
+    def pace(self, step: int, cluster: Cluster) -> Paced:
+        """What the last steps took beside what was predicted; where nothing clean was measured, not a number."""
+        real = cluster.coordinator.stopwatch.step_s
+        assert self.placement is not None
+        return Paced(step, self.placement.step_s, math.nan if real is None else real)
+
     def review(self, step: int, cluster: Cluster) -> Move | None:
         """After a sealed step: tell once what steps really take, and ask for a move that is worth it."""
         stopwatch, membership = cluster.coordinator.stopwatch, cluster.coordinator.membership
         real = stopwatch.step_s
-        if real is None or self.placement is None:
+        if real is None or self.placement is None or len(stopwatch.measured) < STEPS:
             return None
         primaries = membership.route.primaries
         if primaries != self.placement.primaries:  # somebody went, or came
@@ -164,7 +171,6 @@ def _cause(off: dict[str, float], before: Placement, best: Placement) -> str:
     slow = [f"{name} takes {ratio:.1f} times as long as expected" for name, ratio in off.items() if ratio > OFF]
     fast = [f"{name} is {1 / ratio:.1f} times as fast as expected" for name, ratio in off.items() if ratio < 1 / OFF]
     why = "; ".join(slow or fast) or "a machine has come"
-    moved = [f"{name} to stage {i}" for i, name in enumerate(best.primaries) if name != before.primaries[i]]
-    cut = [f"stage {i} to layers {lo}-{hi - 1}" for i, (lo, hi) in enumerate(best.layers) if (lo, hi) != before.layers[i]]
-    saves = f"predicted {best.step_s:.3g} s a step instead of {before.step_s:.3g} s"
-    return f"{why}: {', '.join([*moved, *cut])}; {saves}"
+    moved = [f"{name} goes to stage {i}" for i, name in enumerate(best.primaries) if name != before.primaries[i]]
+    cut = [] if best.layers == before.layers else ["the model is cut anew"]
+    return f"{why}; {', '.join([*moved, *cut])}; as it was, {before.step_s:.3g} s were predicted"

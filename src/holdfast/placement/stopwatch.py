@@ -108,10 +108,8 @@ class Stopwatch:
 
     @property
     def step_s(self) -> float | None:
-        """Of the middle one of the last steps; None before there are so many."""
-        if len(self.measured) < STEPS:
-            return None
-        return statistics.median(found.step_s for found in self.measured[-STEPS:])
+        """Of the middle one of the last steps; None before there is any."""
+        return statistics.median(found.step_s for found in self.measured[-STEPS:]) if self.measured else None
 
     def _usable(self, now: _Step, worker: str, key: ClaimKey) -> float:
         """When `worker` could use the input of `key`, as seen from here: since its own account of it, or since the last

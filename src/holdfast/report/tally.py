@@ -139,7 +139,7 @@ def _told(event: Event) -> str | None:
             found = f"{event.lies} not as accepted" if event.lies else "all as accepted"
             return f"step {event.step}: stage {event.stage} checked again: {event.claims} claims, {found}"
         case Placed():
-            return f"step {event.step}: {_seats(event)}; predicted {event.step_s:.3g} s a step ({event.cause})"
+            return f"step {event.step}: {_seats(event)}; predicted {event.step_s:.3g} s a step; {event.cause}"
         case Paced():
             return f"step {event.step}: a step takes {event.measured_s:.3g} s; predicted were {event.predicted_s:.3g} s"
         case Paused():
@@ -156,7 +156,7 @@ def _seats(event: Placed) -> str:
     carried: dict[str, list[str]] = {}
     for (lo, hi), name in zip(event.layers, event.primaries, strict=True):
         carried.setdefault(name, []).append(f"{lo}-{hi - 1}" if hi - lo > 1 else f"{lo}")
-    return ", ".join(f"{name} has layers {' and '.join(ranges)}" for name, ranges in carried.items())
+    return "layers: " + ", ".join(f"{name} {' and '.join(ranges)}" for name, ranges in carried.items())
 
 
 def _numbers(stages: tuple[int, ...]) -> str:
