@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.engine import Engine, Ensemble, Launcher, MemoryEngine, names_of_workers
-from holdfast.errors import FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity, derived, load_or_make
@@ -35,7 +35,8 @@ from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
-from holdfast.placement.load import batch_of
+from holdfast.placement.load import Needs, batch_of
+from holdfast.placement.room import Room
 from holdfast.placement.stopwatch import Hops, Stopwatch
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
@@ -226,6 +227,17 @@ class Cluster:
             self._deployment.likeness,
             self._job.dtype,
             _by_step(config.training.bypass),
+            self._room(),
+        )
+
+    def _room(self) -> Room:
+        """What machines can hold by their own word; what they would need is worked out once it is asked for."""
+        layers = self._job.plan.layers
+        needs = cache(lambda: Needs(self._job))
+        return Room(
+            lambda stages: needs()(tuple(layers[i] for i in stages)),
+            lambda worker: self._engine.introduce(worker).memory_bytes,
+            shadowed=self._shadowed,
         )
 
     def _inspection(self) -> Inspection:
@@ -253,10 +265,21 @@ class Cluster:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def run_step(self, step: int) -> str | None:
-        """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot."""
-        self.launcher.inject(self.coordinator.begin(step))
-        self.launcher.run_until(lambda: self.coordinator.idle() or self.coordinator.broken is not None)
-        return self.coordinator.broken
+        """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot.
+
+        Raises NotEnoughMemory where the machines that are left cannot hold all stages, and no other can come.
+        """
+        coordinator = self.coordinator
+        self.launcher.inject(coordinator.begin(step))
+        while not (coordinator.idle() or coordinator.broken is not None):
+            try:
+                self.launcher.run_until(lambda: coordinator.idle() or coordinator.broken is not None)
+            except Deadlock:
+                if coordinator.paused is None:
+                    raise
+                if not self._engine.may_come:
+                    raise NotEnoughMemory(f"before step {step}: {coordinator.paused}, and nobody can come") from None
+        return coordinator.broken
 
     def settle(self) -> str | None:
         """Wait until every check that was drawn has come back; the answer says why the run must go back, if it must."""

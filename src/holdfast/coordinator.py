@@ -23,6 +23,7 @@ from holdfast.event import (
     Banned,
     Event,
     Joined,
+    Paused,
     Reseated,
     Reshadowed,
     StagesSkipped,
@@ -67,8 +68,9 @@ MAX_ATTEMPTS = 32
 class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
-    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
-    that the archive has refused.
+    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `paused` says what it waits
+    for before the next step, where the machines that are left cannot hold everything. `refusals` counts the states that the
+    archive has refused.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Coordinator:
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
+        self.paused: str | None = None
         self.refusals = 0
         self._policy = policy
         self._events: list[Event] = []
@@ -222,6 +225,8 @@ class Coordinator:
         if self._wanted is None or self._now is not None or self.broken or self.inspector.holds_up(self._wanted):
             return []
         if self.membership.missing():
+            if not self._has_room(self._wanted):
+                return []
             self._arm()
             return [self._to(source, order) for source, order in self.membership.transfers()]
         self._events += [Reshadowed(i, w, self.membership.version) for i, w in self.membership.new_shadows()]
@@ -229,6 +234,24 @@ class Coordinator:
         if route.bypassed:
             self._events.append(StagesSkipped(self._wanted, route.bypassed, route.frozen))
         return self._start(self._wanted, 0, route)
+
+    def _has_room(self, step: int) -> bool:
+        """Whether everybody can hold what the next step gives him; else others take some of it, or the run waits."""
+        room, membership = self._policy.room, self.membership
+        if room is None or not room.lacking(membership.target()):
+            self.paused = None
+            return True
+        primaries = room.resettle(membership.route, membership.spares) if membership.is_settled else None
+        if primaries is not None:
+            self._seat(step, primaries)
+            self.paused = None
+            return True
+        lost = membership.members - membership.banned - {*membership.route.workers, *membership.spares}
+        reason = room.wanted(membership.route, lost)
+        if reason != self.paused:
+            self.paused = reason
+            self._events.append(Paused(step, reason))
+        return False
 
     def _planned(self, step: int, route: Route) -> Route:
         """The route on which a step is meant to run, if nobody raises an alert."""
@@ -308,7 +331,7 @@ class Coordinator:
             return []
         membership.spares.append(worker)
         self._events.append(Joined(worker, self._step_number))
-        return []
+        return self._prepare() if self.paused is not None else []
 
     def worker_lost(self, worker: str, reason: str) -> list[Envelope]:
         """A worker is dead or has missed its deadline: its shadow's worker takes over, inside the step."""
@@ -396,15 +419,22 @@ class Coordinator:
         if primaries is None or primaries == membership.route.primaries or not membership.is_settled:
             return
         if there.issuperset(primaries):
-            idle = [worker for worker in membership.route.workers if worker not in primaries]
-            membership.settle_in(primaries)
-            membership.spares += idle
-            self._events.append(Reseated(step, primaries))
+            self._seat(step, primaries)
+
+    def _seat(self, step: int, primaries: tuple[str, ...]) -> None:
+        membership = self.membership
+        idle = [worker for worker in membership.route.workers if worker not in primaries]
+        membership.settle_in(primaries)
+        membership.spares += idle
+        self._events.append(Reseated(step, primaries))
 
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
         membership = self.membership
         primaries = relieve(membership.route, membership.spares)
+        room = self._policy.room
+        if room is not None and primaries != membership.route.primaries and not room.fits(membership.route, primaries):
+            primaries = room.resettle(membership.route, membership.spares) or membership.route.primaries
         if primaries != membership.route.primaries and membership.is_settled:
             membership.settle_in(primaries)
             self._events.append(Reseated(step, primaries))
@@ -416,7 +446,8 @@ class Coordinator:
             return
         route = self.membership.route
         primaries = seats(route.primaries, route.trusted, self._policy.inspection.sampling.seed, step)
-        if primaries != route.primaries:
+        room = self._policy.room
+        if primaries != route.primaries and (room is None or room.fits(route, primaries)):
             self.membership.reseat(primaries)
             self._events.append(Reseated(step, primaries))
 
@@ -429,7 +460,7 @@ class Coordinator:
         if isinstance(token, tuple) and token[:1] == ("handed",):
             return self._not_shown(*token[1:])
         self._armed = False
-        if self.idle() or self.broken:
+        if self.idle() or self.broken or self.paused is not None:
             return []
         self._arm()
         if token != self._pulse():
@@ -515,6 +546,8 @@ class Coordinator:
     def describe(self) -> str:
         """One line for a deadlock report."""
         now = self._now
+        if self.paused is not None:
+            return f"coordinator: v{self.membership.version}, paused: {self.paused}"
         if now is None:
             return f"coordinator: v{self.membership.version}, waits for seats {self.membership.missing()}"
         return (

@@ -14,9 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from holdfast.config import RunConfig, Section
+from holdfast.engine import described_memory
 from holdfast.evidence.certificates import Authority
 from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
@@ -193,4 +195,5 @@ def processes(
         anytime=ANYTIME,
     )
     host = Endpoint(HOST, TRUSTED, transport.address)
-    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience())
+    memory = partial(described_memory, staging.config)
+    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience(), memory)

@@ -8,7 +8,7 @@ An engine lives as long as the run; a cluster is deployed on it at the start, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
@@ -76,9 +76,16 @@ class Launcher(Protocol):
 
 
 class Engine(Protocol):
-    """See the module."""
+    """See the module. `may_come` says whether a machine that is not there may still come; `introduce` what one has told of its
+    speed and its memory.
+    """
+
+    @property
+    def may_come(self) -> bool: ...
 
     def survey(self, job: Job, workers: Sequence[str], /) -> Survey: ...
+
+    def introduce(self, worker: str, /) -> Machine: ...
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
 
@@ -94,14 +101,19 @@ class MemoryEngine:
 
     def survey(self, job: Job, workers: Sequence[str]) -> Survey:
         """The described cluster."""
-        described = self._config.cluster
-        speeds, memories = described.speeds or (), described.memories or ()
-        machines = []
-        for stage, name in enumerate((INITIATOR, *workers)):
-            memory = memories[stage] if stage < len(memories) else described.memory_bytes if stage else None
-            machines.append(Machine(name, speeds[stage] if stage < len(speeds) else 1.0, memory))
-        first = replace(machines[0], last_speed=speeds[-1] if speeds else 1.0)
-        return Survey(described.seconds_per_forward, [first, *machines[1:]])
+        machines = [self.introduce(name) for name in (INITIATOR, *workers)]
+        return Survey(self._config.cluster.seconds_per_forward, machines)
+
+    @property
+    def may_come(self) -> bool:
+        """Nobody can whose coming is not on the agenda already."""
+        return False
+
+    def introduce(self, worker: str) -> Machine:
+        speeds, names = self._config.cluster.speeds, names_of_workers(self._config.pipeline.stages)
+        speed = 1.0 if speeds is None or worker not in names else speeds[names.index(worker)]
+        last = speeds[-1] if speeds is not None and worker == INITIATOR else None
+        return Machine(worker, speed, described_memory(self._config, worker), last)
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
         config = self._config.cluster
@@ -129,6 +141,14 @@ class MemoryEngine:
 
     def _play(self, worker: Actor) -> Actor:
         return worker if self._company is None else self._company.play(worker)
+
+
+def described_memory(config: RunConfig, worker: str) -> int | None:
+    """What the described cluster gives a worker, in bytes; None where it sets no limit."""
+    described, names = config.cluster, names_of_workers(config.pipeline.stages)
+    if described.memories is not None and worker in names:
+        return described.memories[names.index(worker)]
+    return None if worker == INITIATOR else described.memory_bytes
 
 
 def names_of_workers(stages: int) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from holdfast.errors import SetupError
 from holdfast.event import Event, RunStarted, StepSealed
 from holdfast.evidence.certificates import DOOR, Authority
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
+from holdfast.stage import INITIATOR
 from holdfast.station import ANYTIME, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
@@ -125,7 +126,13 @@ class Host:
             gatekeeper = Gatekeeper(
                 authority, invitations, roster, self._terms(transport), judge=self._judge, tell=self._at_the_door
             )
-            machines = Machines(transport, lambda _ended: Guests(roster, self._tell), Patience(start_s=FOREVER_S))
+            own = self._config.machines.memory_bytes
+            machines = Machines(
+                transport,
+                lambda _ended: Guests(roster, self._tell),
+                Patience(start_s=FOREVER_S),
+                lambda worker: own if worker == INITIATOR else None,
+            )
             self._machines = machines
             certificate = authority.credentials(DOOR, self.identity)
             door = Door(gatekeeper, self._premises.door, *certificate, exposed=self._premises.exposed)

@@ -103,20 +103,27 @@ class Patience:
 
 
 class Machines:
-    """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why)."""
+    """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why).
+
+    `memory(worker)` is what the settings give a worker or the initiator, in bytes; what a machine tells of itself may be less.
+    """
 
     def __init__(
         self,
         transport: Exchange,
         open_crew: Callable[[Callable[[str, str], None]], Crew],
         patience: Patience = Patience(),  # frozen
+        memory: Callable[[str], int | None] = lambda _worker: None,
     ) -> None:
+        self._memory = memory
+        self._mine = 0.0
         self._transport = transport
         self._patience = patience
         self._lock = threading.RLock()
         self._generation = secrets.randbelow(1 << 30)
         self._present: dict[str, Endpoint] = {}
         self._told: dict[str, Present] = {}
+        self._order_names: Sequence[str] = ()
         self._deployed: set[str] = set()
         self._gone: dict[str, str] = {}
         self._told_lost: set[str] = set()
@@ -143,15 +150,25 @@ class Machines:
         """
         if job.config.cluster.placement == "measured":
             self._gather(workers)
-        mine = measure_speed(job.config.model.device)
+        self._mine = measure_speed(job.config.model.device)
         with self._lock:
-            told = dict(self._told)
-        machines = [Machine(INITIATOR, memory_bytes=job.config.machines.memory_bytes)]
-        for name in dict.fromkeys((*workers, *told)):
-            present = told.get(name)
-            speed, memory = (0.0, 0) if present is None else (present.speed, present.memory_bytes)
-            machines.append(Machine(name, speed / mine if 0 < speed < MOST_SPEED else 1.0, memory or None))
-        return Survey(seconds_of_a_pass(job, mine), machines)
+            names = dict.fromkeys((INITIATOR, *workers, *self._told))
+        return Survey(seconds_of_a_pass(job, self._mine), [self.introduce(name) for name in names])
+
+    @property
+    def may_come(self) -> bool:
+        with self._lock:
+            known = {*self._told, *self._order_names}
+        return any(self.crew.awaits(name) for name in known)
+
+    def introduce(self, worker: str) -> Machine:
+        """By its own word; its memory is the least of what it has told and what the settings give it."""
+        with self._lock:
+            told = self._told.get(worker)
+        speed, memory = (0.0, 0) if told is None else (told.speed, told.memory_bytes)
+        limits = [limit for limit in (self._memory(worker), memory or None) if limit is not None]
+        relative = speed / self._mine if self._mine and 0 < speed < MOST_SPEED else 1.0
+        return Machine(worker, relative, min(limits, default=None))
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
@@ -161,6 +178,7 @@ class Machines:
         self._shut()
         wanted = list(ensemble.workers)
         with self._lock:
+            self._order_names = wanted
             self._generation += 1
             self._order = Deploy(self._generation, ensemble.builder.blueprint.encode())
             self._hooks = replace(hooks, observe=partial(self._observe, hooks.observe))

@@ -25,7 +25,7 @@ from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
-from holdfast.errors import FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
     Banned,
@@ -52,7 +52,6 @@ from holdfast.placement.recut import recut
 from holdfast.placement.steward import Steward
 from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
-from holdfast.stage import INITIATOR
 
 Observer = Callable[[Event, float], None]
 
@@ -176,7 +175,11 @@ class Trainer:
         cluster = self._deploy(job, states)
         step, steps = _version(states), self._config.training.steps
         while step < steps and not self._stopping:
-            broken = cluster.run_step(step)
+            try:
+                broken = cluster.run_step(step)
+            except NotEnoughMemory:
+                self._keep(job, keeper, cluster, cluster.collect())
+                raise
             if broken is None:
                 step += 1
                 try:
@@ -200,13 +203,12 @@ class Trainer:
         """Decide who carries what in the next deployment; the states are cut as it wants them."""
         assert self._engine is not None
         if self._steward is None:
-            workers = [name for name in names_of_workers(job.plan.stages) if name != INITIATOR]
-            survey = self._engine.survey(job, list(dict.fromkeys(workers)))
-            self._steward = Steward(job, survey, lambda event: self._tell(event, 0.0), cuts=self._likeness is None)
-        placement = self._steward.settle(_version(states), self._lost, job.plan.layers)
+            self._steward = Steward(job, self._engine, lambda event: self._tell(event, 0.0), cuts=self._likeness is None)
+        out = self._lost | set(self._to_ban())
+        placement = self._steward.settle(_version(states), out, job.plan.layers)
         fresh = recut(states, job.recut(placement.layers).plan)
         if fresh is None:  # stages were skipped: their parameters stay together
-            placement = self._steward.settle(_version(states), self._lost, job.plan.layers, fixed=True)
+            placement = self._steward.settle(_version(states), out, job.plan.layers, fixed=True)
             fresh = dict(states)
         job = job.recut(placement.layers)
         keeper.recut(job)
@@ -269,10 +271,9 @@ class Trainer:
 
     def _deploy(self, job: Job, states: States) -> Cluster:
         """A cluster without those who are lost or have lied too often, which remembers who has lied."""
-        lies, policy = Counter(self._before.lies) + self._counts.blamed_workers, self._config.defence
-        if policy.ban_policy == "ban":
-            for worker in sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost):
-                self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
+        lies, policy = self._lies, self._config.defence
+        for worker in self._to_ban():
+            self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
         placement = self._steward_of.placement
@@ -287,6 +288,17 @@ class Trainer:
             record.quarantined |= lies.keys()
         self._deployed(cluster)
         return cluster
+
+    @property
+    def _lies(self) -> Counter[str]:
+        return Counter(self._before.lies) + self._counts.blamed_workers
+
+    def _to_ban(self) -> list[str]:
+        """Who has lied too often to come along."""
+        policy, lies = self._config.defence, self._lies
+        if policy.ban_policy != "ban":
+            return []
+        return sorted(name for name in lies if lies[name] >= policy.ban_after and name not in self._lost)
 
     def _fall_back(self, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
         """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to

@@ -27,7 +27,7 @@ def load_of(job: Job, unit_s: float | None = None) -> Load:
         checked=config.defence_name != "none",
         shadowed=config.shadowed,
         jump=config.defence_name != "duplicate-only",
-        memory=_Needs(job),
+        memory=Needs(job),
         link=lambda _sender, _recipient: link,
     )
 
@@ -47,7 +47,7 @@ def seconds_of_a_pass(job: Job, speed: float) -> float:
     return total * pipeline.micro_batch_size * job.config.data.sequence_length / job.plan.stages / (speed * 1e9)
 
 
-class _Needs:
+class Needs:
     """Bytes by held ranges of layers, each computed once."""
 
     def __init__(self, job: Job) -> None:

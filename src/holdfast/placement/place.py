@@ -90,10 +90,14 @@ class Placement:
     why: str = ""
 
 
-def predict(load: Load, layers: Layers, primaries: Names, machines: Sequence[Machine]) -> Placement:
-    """What a given placement comes to; `machines[0]` is the initiator. Memory is told, not refused."""
-    found = forecast(load.route(primaries, machines[0].name), conditions(load, layers, machines))
-    return _told(load, layers, primaries, machines[0].name, found.step_s, found.busy_s, "as given")
+def predict(load: Load, layers: Layers, primaries: Names, machines: Sequence[Machine], route: Route | None = None) -> Placement:
+    """What a given placement comes to; `machines[0]` is the initiator, `route` may seat other shadows than the usual ones.
+
+    Memory is told, not refused.
+    """
+    route = route or load.route(primaries, machines[0].name)
+    found = forecast(route, conditions(load, layers, machines))
+    return _told(load, layers, route, found.step_s, found.busy_s, "as given")
 
 
 def conditions(load: Load, layers: Layers, machines: Sequence[Machine]) -> Conditions:
@@ -138,8 +142,9 @@ def place(
     best = search.run(start)
     if best.excess:
         _refuse(load, best, machines)
-    found = forecast(load.route(best.primaries, machines[0].name), conditions(load, best.layers, machines))
-    return _told(load, best.layers, best.primaries, machines[0].name, found.step_s, found.busy_s, search.said)
+    route = load.route(best.primaries, machines[0].name)
+    found = forecast(route, conditions(load, best.layers, machines))
+    return _told(load, best.layers, route, found.step_s, found.busy_s, search.said)
 
 
 def held_by(route: Route, layers: Layers) -> dict[str, Held]:
@@ -147,15 +152,12 @@ def held_by(route: Route, layers: Layers) -> dict[str, Held]:
     return {worker: tuple(layers[i] for i, _role in route.seats_of(worker)) for worker in route.workers}
 
 
-def _told(
-    load: Load, layers: Layers, primaries: Names, trusted: str, step_s: float, busy_s: Mapping[Device, float], why: str
-) -> Placement:
-    route = load.route(primaries, trusted)
+def _told(load: Load, layers: Layers, route: Route, step_s: float, busy_s: Mapping[Device, float], why: str) -> Placement:
     busy: dict[str, float] = {}
     for (name, _), seconds in busy_s.items():
         busy[name] = max(busy.get(name, 0.0), seconds / step_s if step_s else 0.0)
     memory = {name: load.memory(held) for name, held in held_by(route, layers).items()}
-    return Placement(layers, primaries, route.shadows, step_s, busy, memory, why)
+    return Placement(layers, route.primaries, route.shadows, step_s, busy, memory, why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from holdfast.cluster import Cluster, seats
-from holdfast.engine import Survey
+from holdfast.engine import Engine, names_of_workers
 from holdfast.errors import NotEnoughMemory
 from holdfast.event import Event, Paced, Placed
 from holdfast.job import Job
 from holdfast.partition.memory import readable
 from holdfast.placement.load import load_of
 from holdfast.placement.place import Layers, Machine, Names, Placement, place, predict
-from holdfast.placement.stopwatch import STEPS, speeds_from
+from holdfast.placement.stopwatch import STEPS, Measured, speeds_from
+from holdfast.route import Route
 from holdfast.stage import INITIATOR
 
 OFF = 1.1
@@ -40,11 +41,14 @@ class Move:
 
 
 class Steward:
-    """`tell` gets the events. Speeds of `survey` are believed until a step has been measured; `cuts` says whether blocks may
-    change stages (not where bounds between numerics classes were measured stage by stage).
+    """`tell` gets the events. What `engine` hears of machines is believed until a step has been measured; `cuts` says whether
+    layers may change stages (not where bounds between numerics classes were measured stage by stage).
     """
 
-    def __init__(self, job: Job, survey: Survey, tell: Callable[[Event], None], *, cuts: bool = True) -> None:
+    def __init__(self, job: Job, engine: Engine, tell: Callable[[Event], None], *, cuts: bool = True) -> None:
+        workers = [name for name in dict.fromkeys(names_of_workers(job.plan.stages)) if name != INITIATOR]
+        survey = engine.survey(job, workers)
+        self._introduce = engine.introduce
         self._job = job
         self._tell = tell
         self._cuts = cuts
@@ -97,24 +101,25 @@ class Steward:
     def review(self, step: int, cluster: Cluster) -> Move | None:
         """After a sealed step: tell once what steps really take, and ask for a move that is worth it."""
         stopwatch, membership = cluster.coordinator.stopwatch, cluster.coordinator.membership
-        real = stopwatch.step_s
-        if real is None or self.placement is None or len(stopwatch.measured) < STEPS:
+        measured, route = stopwatch.measured[-STEPS:], membership.route
+        if self.placement is None or len(measured) < STEPS or not membership.is_settled:
             return None
-        primaries = membership.route.primaries
-        if primaries != self.placement.primaries:  # somebody went, or came
-            there = self._there(primaries, membership.spares)
-            self.placement, self._told = predict(self._load, self.placement.layers, primaries, there), False
+        if any((found.route.primaries, found.route.shadows) != (route.primaries, route.shadows) for found in measured):
+            return None  # somebody has just gone, or come
+        if (route.primaries, route.shadows) != (self.placement.primaries, self.placement.shadows):
+            there = self._there(route.primaries, membership.spares)
+            self.placement, self._told = predict(self._load, self.placement.layers, route.primaries, there, route), False
         if not self._told:
             self._told = True
-            self._tell(Paced(step, self.placement.step_s, real))
-        if not self._measures or step - self._moved_at < self._job.config.cluster.move_every or not membership.is_settled:
+            self._tell(self.pace(step, cluster))
+        if not self._measures or step - self._moved_at < self._job.config.cluster.move_every:
             return None
-        return self._better(step, primaries, membership.spares, cluster)
+        return self._better(step, route, membership.spares, measured)
 
-    def _better(self, step: int, primaries: Names, spares: Sequence[str], cluster: Cluster) -> Move | None:
-        measured = cluster.coordinator.stopwatch.measured
+    def _better(self, step: int, route: Route, spares: Sequence[str], measured: Sequence[Measured]) -> Move | None:
         assert self.placement is not None
-        layers, there = self.placement.layers, self._there(primaries, spares)
+        primaries, layers = route.primaries, self.placement.layers
+        there = self._there(primaries, spares)
         found = speeds_from(measured, self._load, layers, there)
         believed = {machine.name: machine for machine in there}
         now = [self._with(machine, found) for machine in there]
@@ -124,7 +129,7 @@ class Steward:
             return None
         self._moved_at = step  # whatever comes of it, not again before `move_every` steps
         self._machines.update({machine.name: machine for machine in now})
-        before = predict(self._load, layers, primaries, now)
+        before = predict(self._load, layers, primaries, now, route)
         try:
             seated = place(self._load, len(layers), now, layers=layers)
             best = place(self._load, len(layers), now, start=(layers, primaries)) if self._cuts else seated
@@ -141,7 +146,7 @@ class Steward:
         names = dict.fromkeys(
             [INITIATOR, *(name for name in self._machines if name in {*primaries, *spares}), *primaries, *spares]
         )
-        return [self._machines.setdefault(name, Machine(name)) for name in names]
+        return [self._machines.setdefault(name, self._introduce(name)) for name in names]
 
     def _with(self, machine: Machine, found: dict[tuple[str, int], float]) -> Machine:
         speed = found.get((machine.name, 0), machine.speed)

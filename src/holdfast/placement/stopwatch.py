@@ -64,7 +64,7 @@ class Measured:
 
 
 class Stopwatch:
-    """`clock` gives seconds. Told of each step by the coordinator; `measured` are the steps since `reset` that were clean."""
+    """`clock` gives seconds. Told of each step by the coordinator; `measured` are the clean steps on the seats of today."""
 
     def __init__(self, clock: Callable[[], float], hops: Hops = Hops()) -> None:  # frozen
         self.measured: list[Measured] = []
@@ -72,13 +72,10 @@ class Stopwatch:
         self._hops = hops
         self._now: _Step | None = None
 
-    def reset(self) -> None:
-        """Other seats, other times."""
-        self.measured.clear()
-
     def began(self, route: Route, *, again: bool) -> None:
-        if self.measured and self.measured[-1].route.primaries != route.primaries:
-            self.reset()
+        seats = route.primaries, route.shadows
+        if self.measured and (self.measured[-1].route.primaries, self.measured[-1].route.shadows) != seats:
+            self.measured.clear()  # other seats, other times
         self._now = _Step(route, self._clock(), disturbed=again)
 
     def disturbed(self) -> None:
