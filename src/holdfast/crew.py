@@ -108,6 +108,8 @@ class Processes:
         return None
 
     def awaits(self, name: str) -> bool:
+        if not name:
+            return False
         with self._lock:
             again = self._restarts and name not in self._banned and self._in_a_row[name] < MAX_STARTS
             return again or name in self.children.alive()

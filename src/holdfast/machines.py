@@ -76,7 +76,7 @@ class Crew(Protocol):
 
     `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
     `expect` are the endpoints that may connect now, `key` is the public key of one that has its own (None: it follows from the
-    seed), `awaits` says whether one that is not there may still come.
+    seed), `awaits` says whether one that is not there may still come (the empty name: one that nobody knows yet).
     """
 
     def gather(self, names: Sequence[str]) -> None: ...
@@ -157,9 +157,10 @@ class Machines:
 
     @property
     def may_come(self) -> bool:
+        """Who was there and is not, or (the empty name) somebody new."""
         with self._lock:
-            known = {*self._told, *self._order_names}
-        return any(self.crew.awaits(name) for name in known)
+            missing = {*self._told, *self._order_names} - self._present.keys() - self._banned
+        return any(self.crew.awaits(name) for name in sorted({*missing, ""}))
 
     def introduce(self, worker: str) -> Machine:
         """By its own word; its memory is the least of what it has told and what the settings give it."""

@@ -14,6 +14,7 @@ import pytest
 
 from holdfast.cast import Troupe
 from holdfast.config import RunConfig
+from holdfast.engine import described_memory
 from holdfast.errors import NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import derived
@@ -198,7 +199,9 @@ class InThreads:
                 self.prepare(self.crew)
             return self.crew
 
-        self.machines = Machines(self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0))
+        self.machines = Machines(
+            self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0), partial(described_memory, self.config)
+        )
         return self.machines
 
 
