@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,6 @@ class Cluster:
         route = self._route()
         digests = {stage: state_digest(state) for stage, state in states.items()}
         membership = Membership(route, version, digests, shadowed=self._shadowed)
-        self._notary.deployed(self._run, version, route)
         membership.spares = list(self._deployment.spares)
         stopwatch = Stopwatch(lambda: self.launcher.now, self._hops())
         self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, stopwatch)
@@ -173,12 +172,25 @@ class Cluster:
         ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
         hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
         self.launcher = self._engine.deploy(ensemble, hooks)
+        self._make_room(membership)
+        self._notary.deployed(self._run, version, membership.route)
         target = membership.target()
         self.launcher.inject(
             Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
             for i in target.stages
             for holder in target.holders(i)
         )
+
+    def _make_room(self, membership: Membership) -> None:
+        """Now that machines are there, what they have told of their memory counts. Raises NotEnoughMemory."""
+        if not self._room.lacking(membership.target()):
+            return
+        primaries = self._room.resettle(membership.route, membership.spares)
+        if primaries is None:
+            raise NotEnoughMemory(f"the stages cannot be seated: {self._room.wanted(membership.route, ())}")
+        idle = [name for name in membership.route.workers if name not in primaries]
+        membership.spares = [*(name for name in membership.spares if name not in primaries), *idle]
+        membership.start_on(self._route(primaries))
 
     def _sign(self, name: str) -> Sign:
         return partial(sign_header, identity=self._identities[name]) if self._checked else unsigned
@@ -196,8 +208,9 @@ class Cluster:
     def _shadowed(self) -> bool:
         return self._job.config.shadowed
 
-    def _route(self) -> Route:
-        primaries = self._deployment.primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
+    def _route(self, primaries: tuple[str, ...] | None = None) -> Route:
+        primaries = primaries or self._deployment.primaries
+        primaries = primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 
@@ -227,9 +240,11 @@ class Cluster:
             self._deployment.likeness,
             self._job.dtype,
             _by_step(config.training.bypass),
-            self._room(),
+            self._room,
+            config.cluster.placement == "measured",
         )
 
+    @cached_property
     def _room(self) -> Room:
         """What machines can hold by their own word; what they would need is worked out once it is asked for."""
         layers = self._job.plan.layers

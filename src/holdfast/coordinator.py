@@ -13,6 +13,7 @@ paper's central server, and it is trusted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from holdfast.blame import Blame
 from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
@@ -101,12 +102,15 @@ class Coordinator:
         self._warned: object = None
         self._armed = False
         self._assigned: tuple[str, ...] | None = None
+        self._chosen: tuple[str, ...] | None = None
 
     # -- what the launcher calls -------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> list[Envelope]:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
+        if self._policy.seated and self._chosen is None:
+            self._chosen = self.membership.route.primaries
         self._exclude_banned()
         self._reassign(step)
         self._settle_in(step)
@@ -241,6 +245,8 @@ class Coordinator:
         if room is None or not room.lacking(membership.target()):
             self.paused = None
             return True
+        if not membership.is_shown:
+            return True  # what has not arrived yet cannot be moved
         primaries = room.resettle(membership.route, membership.spares) if membership.is_settled else None
         if primaries is not None:
             self._seat(step, primaries)
@@ -419,6 +425,7 @@ class Coordinator:
         if primaries is None or primaries == membership.route.primaries or not membership.is_settled:
             return
         if there.issuperset(primaries):
+            self._chosen = primaries
             self._seat(step, primaries)
 
     def _seat(self, step: int, primaries: tuple[str, ...]) -> None:
@@ -431,11 +438,14 @@ class Coordinator:
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
         membership = self.membership
-        primaries = relieve(membership.route, membership.spares)
-        room = self._policy.room
-        if room is not None and primaries != membership.route.primaries and not room.fits(membership.route, primaries):
-            primaries = room.resettle(membership.route, membership.spares) or membership.route.primaries
-        if primaries != membership.route.primaries and membership.is_settled:
+        if membership.route.primaries == self._chosen or not membership.is_settled or not membership.is_shown:
+            return
+        primaries, room = membership.route.primaries, self._policy.room
+        for spare in membership.spares:
+            relieved = relieve(replace(membership.route, primaries=primaries), [spare])
+            if room is None or room.fits(membership.route, relieved):
+                primaries = relieved
+        if primaries != membership.route.primaries:
             membership.settle_in(primaries)
             self._events.append(Reseated(step, primaries))
 

@@ -59,6 +59,17 @@ class Membership:
         self.handed: set[tuple[int, str]] = set()
         self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
 
+    def start_on(self, route: Route) -> None:
+        """Begin with another route than was meant, before anybody has been sent a state."""
+        assert not self._holding
+        self.route, self.members = route, self.members | frozenset(route.workers)
+        self._asked = set(self.missing())
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether every stage has somebody who can send its state on."""
+        return all(self.sources(i) for i in self.route.stages)
+
     def adopted(self, worker: str, message: StateAdopted) -> bool:
         """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
         seat = (message.stage, worker)

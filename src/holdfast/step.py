@@ -59,6 +59,8 @@ class Policy:
     """Stages that a step leaves out from its start, by step."""
     room: Room | None = None
     """What machines can hold (None: everything)."""
+    seated: bool = False
+    """Whether seats were chosen with care: then a spare relieves nobody as long as nobody is lost."""
 
 
 @dataclass(slots=True)
