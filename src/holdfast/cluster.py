@@ -35,7 +35,7 @@ from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
-from holdfast.placement.load import Needs, batch_of
+from holdfast.placement.load import Needs
 from holdfast.placement.room import Room
 from holdfast.placement.stopwatch import Hops, Stopwatch
 from holdfast.recover.registry import resolve_remedy
@@ -116,7 +116,8 @@ class Deployment:
     `lost` are workers that are gone already; `notary` keeps the evidence (None: none is written); `draw` counts deployments,
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
-    `primaries` are who carries the stages (None: who is listed), and `spares` who is there besides.
+    `primaries` are who carries the stages (None: who is listed), and `spares` who is there besides; `hops` is what
+    is known of the ways between machines.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Deployment:
     identity: Identity | None = None
     primaries: tuple[str, ...] | None = None
     spares: tuple[str, ...] = ()
+    hops: Hops = field(default_factory=Hops)
 
 
 class Cluster:
@@ -158,7 +160,7 @@ class Cluster:
         digests = {stage: state_digest(state) for stage, state in states.items()}
         membership = Membership(route, version, digests, shadowed=self._shadowed)
         membership.spares = list(self._deployment.spares)
-        stopwatch = Stopwatch(lambda: self.launcher.now, self._hops())
+        stopwatch = Stopwatch(lambda: self.launcher.now, self._deployment.hops)
         self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, stopwatch)
         costs, likeness = self._job.plan.costs, self._deployment.likeness
         blueprint = blueprint_of(self._job, self._run, arithmetics(config), likeness)
@@ -213,14 +215,6 @@ class Cluster:
         primaries = primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
-
-    def _hops(self) -> Hops:
-        """What the stopwatch knows of the links: those of a described cluster, of real ones nothing."""
-        described, job = self._job.config.cluster, self._job
-        if job.config.pipeline.engine != "memory":
-            return Hops()
-        size = described.tensor_bytes or batch_of(job).boundary_bytes(job.plan.width)
-        return Hops(lambda _sender, _recipient: (described.latency_s, described.bandwidth_bytes_per_s), size)
 
     def _policy(self) -> Policy:
         config = self._job.config

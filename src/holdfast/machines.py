@@ -148,12 +148,15 @@ class Machines:
 
         Who has not said how fast it is counts as fast as this machine. Raises NetworkError where nobody comes at all.
         """
-        if job.config.cluster.placement == "measured":
+        measured = job.config.cluster.placement == "measured"
+        if measured:
             self._gather(workers)
         self._mine = measure_speed(job.config.model.device)
         with self._lock:
             names = dict.fromkeys((INITIATOR, *workers, *self._told))
-        return Survey(seconds_of_a_pass(job, self._mine), [self.introduce(name) for name in names])
+        links = self._transport.links() if measured else {}
+        machines = [replace(self.introduce(name), latency_s=_one_way(links.get(name))) for name in names]
+        return Survey(seconds_of_a_pass(job, self._mine), machines)
 
     @property
     def may_come(self) -> bool:
@@ -422,6 +425,10 @@ class Machines:
             launcher, self._launcher = self._launcher, None
         if launcher is not None:
             launcher.close()
+
+
+def _one_way(link: LinkStats | None) -> float | None:
+    return None if link is None or link.rtt_s is None else link.rtt_s / 2
 
 
 class Remote(RealTime):

@@ -74,6 +74,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("micro_batch_size", "pipeline.micro_batch_size", int, "sequences B in a micro-batch", "Pipeline"),
     Setting("schedule", "pipeline.schedule", str, "gpipe or 1f1b", "Pipeline"),
     Setting("engine", "pipeline.engine", str, "memory, or processes: one a worker", "Pipeline"),
+    Setting("placement", "cluster.placement", str, "listed: worker i has stage i; measured: where it is fast", "Pipeline"),
     Setting("wire_dtype", "pipeline.wire_dtype", str, "float32, bfloat16 or int8 between stages", "Pipeline"),
     Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
     Setting("steps", "training.steps", int, "optimizer steps", "Training"),

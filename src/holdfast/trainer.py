@@ -279,7 +279,8 @@ class Trainer:
         placement = self._steward_of.placement
         assert placement is not None
         seats = placement.primaries, self._steward_of.spares(self._lost, placement)
-        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity, *seats)
+        lost, hops = frozenset(self._lost), self._steward_of.hops
+        deployment = Deployment(name, lost, self._notary, draw, self._likeness, self._identity, *seats, hops)
         cluster = Cluster(deployment, job, self._tell, self._engine)
         cluster.deploy(states, _version(states))
         record = cluster.coordinator.membership

@@ -71,6 +71,9 @@ class End:
     def forget(self, process: str, *, current: bool = True) -> None:
         self.known.discard(process)
 
+    def links(self) -> dict[str, Any]:
+        return {}
+
     def notices(self) -> list[Notice]:
         told, self.told = self.told, []
         return told

@@ -35,13 +35,15 @@ PASSES = 20_000
 class Machine:
     """`speed` is relative to the one that `Load` counts with; `memory_bytes` None: as much as is needed.
 
-    `last_speed` is of the device of the last stage, where the initiator has another one for it.
+    `last_speed` is of the device of the last stage, where the initiator has another one for it; `latency_s` is one way to the
+    initiator's machine (None: not measured).
     """
 
     name: str
     speed: float = 1.0
     memory_bytes: int | None = None
     last_speed: float | None = None
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from holdfast.job import Job
 from holdfast.partition.memory import readable
 from holdfast.placement.load import load_of
 from holdfast.placement.place import Layers, Machine, Names, Placement, place, predict
-from holdfast.placement.stopwatch import STEPS, Measured, speeds_from
+from holdfast.placement.stopwatch import STEPS, Hops, Measured, speeds_from
 from holdfast.route import Route
 from holdfast.stage import INITIATOR
 
@@ -52,8 +52,8 @@ class Steward:
         self._job = job
         self._tell = tell
         self._cuts = cuts
-        self._load = load_of(job, survey.unit_s)
         self._machines = {machine.name: machine for machine in survey.machines}
+        self._load = replace(load_of(job, survey.unit_s), link=self._link)
         self._moved_at = 0
         self._told = False
         self.placement: Placement | None = None
@@ -91,6 +91,17 @@ class Steward:
     def spares(self, lost: Collection[str], placement: Placement) -> tuple[str, ...]:
         """Who is there and has no stage."""
         return tuple(name for name in self._machines if name not in lost and name not in placement.primaries)
+
+    @property
+    def hops(self) -> Hops:
+        return Hops(self._link, self._load.tensor_bytes)
+
+    def _link(self, sender: str, recipient: str) -> tuple[float, float]:
+        """As the described cluster has it, but for latencies that were measured, of both ends to the initiator's machine."""
+        described = self._job.config.cluster
+        ends = [self._machines[end].latency_s for end in (sender, recipient) if end in self._machines]
+        measured = [latency_s for latency_s in ends if latency_s is not None]
+        return sum(measured) if measured else described.latency_s, described.bandwidth_bytes_per_s
 
     def pace(self, step: int, cluster: Cluster) -> Paced:
         """What the last steps took beside what was predicted; where nothing clean was measured, not a number."""
