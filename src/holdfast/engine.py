@@ -46,11 +46,12 @@ class Ensemble:
 @dataclass(frozen=True)
 class Survey:
     """What machines there are, the initiator first, each by its own word; at speed 1 a forward pass of average cost takes
-    `unit_s` seconds.
+    `unit_s` seconds. Where the initiator has one device, its two stages take turns on it.
     """
 
     unit_s: float
     machines: Sequence[Machine]
+    initiator_devices: int = 2
 
 
 class Launcher(Protocol):

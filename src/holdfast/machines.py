@@ -156,7 +156,7 @@ class Machines:
             names = dict.fromkeys((INITIATOR, *workers, *self._told))
         links = self._transport.links() if measured else {}
         machines = [replace(self.introduce(name), latency_s=_one_way(links.get(name))) for name in names]
-        return Survey(seconds_of_a_pass(job, self._mine), machines)
+        return Survey(seconds_of_a_pass(job, self._mine), machines, initiator_devices=1)
 
     @property
     def may_come(self) -> bool:

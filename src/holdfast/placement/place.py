@@ -65,6 +65,7 @@ class Load:
     checked: bool = True
     shadowed: bool = True
     jump: bool = True
+    initiator_devices: int = 2
     memory: Callable[[Held], int] = lambda _held: 0
     link: Callable[[str, str], tuple[float, float]] = lambda _sender, _recipient: (0.0, math.inf)
 
@@ -114,6 +115,7 @@ def conditions(load: Load, layers: Layers, machines: Sequence[Machine]) -> Condi
         speeds_of(machines),
         load.checked,
         backward_waits=load.schedule == "gpipe",
+        trusted_devices=load.initiator_devices,
     )
 
 

@@ -53,7 +53,7 @@ class Steward:
         self._tell = tell
         self._cuts = cuts
         self._machines = {machine.name: machine for machine in survey.machines}
-        self._load = replace(load_of(job, survey.unit_s), link=self._link)
+        self._load = replace(load_of(job, survey.unit_s), link=self._link, initiator_devices=survey.initiator_devices)
         self._moved_at = 0
         self._told = False
         self.placement: Placement | None = None
@@ -94,7 +94,7 @@ class Steward:
 
     @property
     def hops(self) -> Hops:
-        return Hops(self._link, self._load.tensor_bytes)
+        return Hops(self._link, self._load.tensor_bytes, self._load.initiator_devices)
 
     def _link(self, sender: str, recipient: str) -> tuple[float, float]:
         """As the described cluster has it, but for latencies that were measured, of both ends to the initiator's machine."""

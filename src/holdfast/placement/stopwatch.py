@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from holdfast.claim import ClaimKey, Direction
 from holdfast.placement.place import Layers, Load, Machine, conditions
 from holdfast.route import Route
-from holdfast.schedule.forecast import Device, forecast
+from holdfast.schedule.forecast import Device, device_of, forecast
 from holdfast.stage import COORDINATOR
 
 STEPS = 3
@@ -28,10 +28,11 @@ ROUNDS = 12
 
 @dataclass(frozen=True)
 class Hops:
-    """What is known of the ways between machines: `link(sender, recipient)` as in `Load`."""
+    """What is known of the ways between machines, and of the initiator's; `link(sender, recipient)` as in `Load`."""
 
     link: Callable[[str, str], tuple[float, float]] = lambda _sender, _recipient: (0.0, float("inf"))
     tensor_bytes: float = 0.0
+    initiator_devices: int = 2
 
     def latency_s(self, worker: str) -> float:
         return self.link(worker, COORDINATOR)[0]
@@ -90,7 +91,7 @@ class Stopwatch:
             return
         at = self._clock()
         now.posted_s[key][worker] = at
-        device = worker, int(worker in now.route.trusted and key.stage > 0)
+        device = worker, device_of(now.route, worker, key.stage, self._hops.initiator_devices)
         if key.direction is Direction.GRADIENT and worker == now.route.primaries[key.stage]:
             now.gradients_s[key.stage] = at - now.began_s
         if key.direction in (Direction.FORWARD, Direction.BACKWARD):
@@ -150,14 +151,14 @@ def _from_gradients(step: Measured, load: Load, layers: Layers, machines: Sequen
     given = conditions(load, layers, machines)
     route, last = step.route, len(layers) - 1
     speeds = dict(given.speeds)
-    device_of = [(name, int(name in route.trusted and i > 0)) for i, name in enumerate(route.primaries)]
+    devices = [(name, device_of(route, name, i, load.initiator_devices)) for i, name in enumerate(route.primaries)]
     wanted = _gaps([step.gradients_s.get(i, 0.0) for i in range(last + 1)])
     for _ in range(ROUNDS):
         found = _gaps(forecast(route, replace(given, speeds=speeds)).gradients_s)
         for i in range(last + 1):
             if wanted[i] > 0 and found[i] > 0:
-                speeds[device_of[i]] = speeds.get(device_of[i], 1.0) * (found[i] / wanted[i]) ** 0.7
-    return {device: speeds[device] for device in dict.fromkeys(device_of)}
+                speeds[devices[i]] = speeds.get(devices[i], 1.0) * (found[i] / wanted[i]) ** 0.7
+    return {device: speeds[device] for device in dict.fromkeys(devices)}
 
 
 def _gaps(gradients_s: Sequence[float]) -> list[float]:

@@ -35,7 +35,8 @@ class Conditions:
     """K stages: `pass_s[i]` is a forward pass of one micro-batch through stage i at speed 1, `settle_s` a gradient's digest or
     an optimizer step; `orders` and `limits` are the schedule's.
 
-    `speeds` are of (worker, device), 1 where none is given; a trusted worker has stage 0 on device 0 and the rest on device 1.
+    `speeds` are of (worker, device), 1 where none is given; a trusted worker has stage 0 on device 0 and the rest on its last
+    device, the same where it has one.
     `link(sender, recipient)` is (latency in seconds, bytes a second); `tensor_bytes` is of one tensor between stages.
     """
 
@@ -48,6 +49,7 @@ class Conditions:
     speeds: Mapping[Device, float] = field(default_factory=dict)
     checked: bool = True
     backward_waits: bool = False
+    trusted_devices: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Forecast:
     step_s: float
     busy_s: Mapping[Device, float]
     gradients_s: tuple[float, ...]
+
+
+def device_of(route: Route, worker: str, stage: int, trusted_devices: int) -> int:
+    """On which of its devices a worker computes `stage`."""
+    return trusted_devices - 1 if worker in route.trusted and stage > 0 else 0
 
 
 def forecast(route: Route, conditions: Conditions) -> Forecast:
@@ -155,7 +162,7 @@ class _Step:
             self._idle.add(self._device(worker, i))
 
     def _device(self, worker: str, stage: int) -> Device:
-        return worker, int(worker in self._route.trusted and stage > 0)
+        return worker, device_of(self._route, worker, stage, self._given.trusted_devices)
 
     def _deliver(self, worker: str, key: Key) -> None:
         self._delivered.add((worker, key))
