@@ -126,7 +126,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown remedy": (("--on-alert", "pray"), r"on.alert.*pray|pray.*(known|replace)"),
     "unknown defence": (("--defence", "hope"), r"defence\.name: .*got 'hope'"),
     "unknown reporter": (("--report-to", "stdout"), r"output\.report_to.*tensorboard"),
-    "engine of a later version": (("--engine", "ray"), r"engine 'ray' .*not in this version.*use memory"),
+    "unknown engine": (("--engine", "cloud"), r"pipeline\.engine: .*'processes' or 'ray', got 'cloud'"),
     "spot checks that check nothing": (("--defence", "spot-check", "--check-steps", "0"), r"would check nothing; raise one"),
     "a chance above one": (("--defence", "statistics", "--check-steps", "1.5"), r"defence.check_steps: .*got 1.5"),
     "spot checks without a defence": (("--defence", "none", "--check-steps", "0.5"), r"use --defence spot-check"),
@@ -479,7 +479,9 @@ def test_a_resumed_run_goes_on_where_it_is(refuse: Refuse) -> None:
 
 
 def test_a_disk_that_is_full_half_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here something was written already; the checkpoint before is intact and the run can go on from it."""
+    """Only the last checkpoint finds no room: the run ends well, says so even if it is quiet, and another can go on from the
+    checkpoint before.
+    """
     import errno
 
     import holdfast.checkpoint as checkpoint
@@ -497,13 +499,40 @@ def test_a_disk_that_is_full_half_way(place: Path, capsys: pytest.CaptureFixture
         patch.setattr(checkpoint, "save_file", full)
         with pytest.raises(SystemExit) as left:
             main(words)
-    assert left.value.code == 3
+    assert not left.value.code
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"could not write the checkpoint .*No space left.*earlier checkpoints are intact", line)
+    assert re.search(
+        r"warning: .*no checkpoint after 4 steps could be; the last good one is after 2 steps; out/holdfast\.log", line
+    )
+    told = (place / "out" / "holdfast.log").read_text()
+    assert re.search(r"could not write the checkpoint .*No space left.*earlier checkpoints are intact", told)
     assert [path.name for path in (place / "out" / "checkpoints").iterdir()] == ["step-000002"]
     with pytest.raises(SystemExit) as left:
         main(["train", "--resume", "out", "-q"])
     assert not left.value.code
+    assert (place / "out" / "checkpoints" / "step-000004").is_dir()
+
+
+def test_a_disk_without_room_for_the_model(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was promised is not there, and the error names what to go on from."""
+    import errno
+
+    import holdfast.keeper as keeper
+
+    def full(*_arguments: Any, **_named: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keeper, "new_directory", full)
+    with pytest.raises(SystemExit) as left:
+        main(["train", *SHORT, "--steps", "2", "--out", "out", "-q"])
+    assert left.value.code == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    last = "out/checkpoints/step-000002"
+    assert re.search(
+        rf"could not write out/model: .*No space left.*make room and resume, from the last good checkpoint, {last}", line
+    )
 
 
 # -- as a shell sees it --------------------------------------------------------------------------------------------------

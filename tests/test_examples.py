@@ -23,10 +23,12 @@ PROMISED = {
     "quickstart": ["same weights as the clean run: True"],
     "sweep_and_report": ["worst: ", "holdfast train --attack", "report.html"],
 }
+SLOW = ("compare_defences", "finetune_lora", "sweep_and_report")
+"""Several seconds each, and near to what other tests run in the quick suite."""
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft about transformers
-@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROMISED])
 def test_it_runs_and_says_so(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

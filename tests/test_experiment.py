@@ -104,7 +104,6 @@ def test_a_stopped_run_goes_on_from_its_directory(tmp_path: Path, clean: str) ->
     [
         ({"attack": "no-such-attack"}, "no-such-attack"),
         ({"attack": 7}, "int"),
-        ({"engine": "ray"}, "not in this version"),
         ({"colour": "red"}, "unknown setting"),
         ({"report_to": "tensorboard"}, "needs a directory"),
         ({"faults": ["melt stage=1 step=1"]}, "melt"),

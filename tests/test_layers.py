@@ -60,6 +60,12 @@ def test_the_honest_runtime_does_not_know_the_word_attack() -> None:
     assert [str(m) for m in honest if "attack" in _code(m)] == []
 
 
+def test_experiments_stand_on_the_sweep_and_not_the_other_way_round() -> None:
+    below = [module for module in MODULES if top(module) in ("sweep", "settings", "experiment")]
+    assert [str(module) for module in below if {"bench", "cli"} & imports(module)] == []
+    assert any("sweep" in imports(module) for module in MODULES if top(module) == "bench")
+
+
 def test_the_rules_can_fail() -> None:
     assert not may_import("worker", "attacks")
     assert not may_import("partition", "schedule")

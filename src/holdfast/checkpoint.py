@@ -68,7 +68,7 @@ def write_checkpoint(
     `save_model` writes the Hugging Face files (and an adapter's) into the directory it is given. The newest certified
     checkpoint is never removed. On a failed write (a full disk) raises CheckpointError, and what was there before still is.
     """
-    target = root / f"step-{snapshot.version:06d}"
+    target = checkpoint_path(root, snapshot.version)
     try:
         root.mkdir(parents=True, exist_ok=True)
         clear_leftovers(root)
@@ -79,9 +79,7 @@ def write_checkpoint(
             write_manifest(partial)
         _prune(root, keep)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write the checkpoint {target}: {error}; earlier checkpoints are intact, free some space and resume"
-        ) from error
+        raise CheckpointError(f"could not write the checkpoint {target}: {error}; earlier checkpoints are intact") from error
     return target
 
 
@@ -89,6 +87,17 @@ def latest_checkpoint(root: Path, *, certified: bool = False) -> Path | None:
     """The newest checkpoint in `root` (with `certified`, the newest certified one), or None; contents are not verified."""
     newest_first = reversed(_checkpoints(root))
     return next((path for path in newest_first if not certified or _is_certified(path)), None)
+
+
+def checkpoint_path(root: Path, version: int) -> Path:
+    return root / f"step-{version:06d}"
+
+
+def earlier_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints beside `path` that are older, newest first; contents are not verified."""
+    version = version_of(path)
+    found = [other for other in _checkpoints(path.absolute().parent) if version is not None and version_of(other) < version]  # type: ignore[operator]
+    return found[::-1]
 
 
 def version_of(path: Path) -> int | None:

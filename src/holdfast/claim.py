@@ -68,7 +68,7 @@ class ClaimKey:
 class Header:
     """The part of a claim that is signed and posted to the claim board.
 
-    `inputs` and `output` are sha256 digests (32 bytes each; see `tensor_digest`); `norms` is empty but for GRADIENT, where it
+    `inputs` and `output` are digests of tensors (32 bytes each, `tensor_digest`); `norms` is empty but for GRADIENT, where it
     holds the norm of each trainable parameter of the stage in model order, as exact floats of the gradient's dtype. A comparer
     signs how far its input (the shadow's tensor) and its output (the primary's) are apart: overall and in the worst row, which
     stand as `norms`.

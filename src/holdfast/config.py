@@ -174,6 +174,11 @@ class MachinesConfig(Section):
     expose_metrics: bool = Field(False, description="whether other machines may reach them; they need no password")
     memory_bytes: int | None = Field(None, gt=0, description="of this machine, for the initiator; None: no limit is kept")
     restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
+    ray_address: str | None = Field(
+        None, description="of a Ray cluster, or auto; None: RAY_ADDRESS, else a Ray of this machine"
+    )
+    ray_gpus: float = Field(1.0, gt=0, description="what a worker takes of a GPU in a Ray cluster, where the device is cuda")
+    expose_wire: bool = Field(False, description="whether workers in a Ray cluster may be reached beyond their own node")
 
 
 class OutputConfig(Section):

@@ -1,4 +1,4 @@
-"""The crew of the `processes` engine: a process on this machine for each worker, told its part on its standard input.
+"""Crews of one owner's machines: a process for each worker, here or where Ray has a place, told its part when it starts.
 
 Each gets the credentials that the run's own authority issues to it, and speaks the same wire as a machine far away. A process
 that ends is started again, after a pause that grows; who is banned is not.
@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from holdfast import __version__
 from holdfast.config import RunConfig, Section
 from holdfast.engine import described_memory
 from holdfast.evidence.certificates import Authority
@@ -37,7 +39,10 @@ PAUSE_S = 0.5
 
 
 class Told(Section):
-    """What a worker's process is told, as one line of JSON. `cast` is the config where this process plays a part in it."""
+    """What a worker's process is told, as one line of JSON. `cast` is the config where this process plays a part in it.
+
+    Who is of another `version` than the host, or of other `numerics` than the run wants, does not play.
+    """
 
     run: str
     name: str
@@ -51,6 +56,8 @@ class Told(Section):
     cast: RunConfig | None
     struck_before: int
     silence_s: float
+    version: str
+    numerics: str | None
 
     @property
     def credentials(self) -> Credentials:
@@ -70,8 +77,12 @@ class Staging:
     logs: Path | None = None
 
 
-class Processes:
-    """A `Crew`. `host` is the endpoint of the trusted members."""
+class Started(ABC):
+    """A `Crew` that is started, and started again, from here. `host` is the endpoint of the trusted members.
+
+    Who implements it says how one is launched, ended (`for_good`: its place is given up) and who runs now, and calls `_ended`
+    when one has ended.
+    """
 
     def __init__(
         self, run: str, host: Endpoint, authority: Authority, staging: Staging, ended: Callable[[str, str], None]
@@ -88,11 +99,22 @@ class Processes:
         self._timers: dict[str, threading.Timer] = {}
         self._lock = threading.RLock()
         self._closed = False
-        self.children = Subprocesses(self._ended, staging.heard, staging.logs)
+
+    @abstractmethod
+    def _launch(self, name: str, told: Told) -> None: ...
+
+    @abstractmethod
+    def _end(self, name: str, *, for_good: bool) -> None: ...
+
+    @abstractmethod
+    def _running(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def _finish(self) -> None: ...
 
     def gather(self, names: Sequence[str]) -> None:
         with self._lock:
-            alive = self.children.alive()
+            alive = self._running()
             lacking = [name for name in names if name not in alive and name not in self._timers]
             over = [name for name in lacking if self._starts[name] and not self._restarts]
             for name in lacking:
@@ -112,19 +134,29 @@ class Processes:
             return False
         with self._lock:
             again = self._restarts and name not in self._banned and self._in_a_row[name] < MAX_STARTS
-            return again or name in self.children.alive()
+            return again or name in self._running()
 
     def left(self, name: str, *, banned: bool) -> None:
         with self._lock:
             self._banned |= {name} if banned else set()
-        self.children.signal(name, signal.SIGKILL)
+        self._end(name, for_good=banned)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             for timer in self._timers.values():
                 timer.cancel()
-        self.children.close()
+        self._finish()
+
+    @property
+    def _device(self) -> str:
+        """What a worker's own machine calls the device that it computes on."""
+        return self._staging.config.model.device
+
+    @property
+    def _numerics(self) -> str | None:
+        """The numerics class that a worker must be of; None where it is of this machine, and so of its class."""
+        return None
 
     @property
     def _restarts(self) -> bool:
@@ -147,14 +179,14 @@ class Processes:
             certificate=certificate.decode(),
             private_key=private_key.decode(),
             identity=identity.pem().decode(),
-            device=config.model.device,
+            device=self._device,
             cast=self._staging.cast,
             struck_before=self._staging.step() if self._starts[name] > 1 else 0,
             silence_s=config.machines.silence_s,
+            version=__version__,
+            numerics=self._numerics,
         )
-        command = [sys.executable, "-m", "holdfast.cli.play"]
-        environment = {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "NONE"}
-        self.children.start(name, command, told.model_dump_json().encode(), environment)
+        self._launch(name, told)
 
     def _ended(self, name: str, why: str) -> None:
         self._told_ended(name, why)  # first: the loss of this process must not be taken for that of the next
@@ -168,12 +200,38 @@ class Processes:
                 timer.daemon = True
                 self._timers[name] = timer
                 timer.start()
+                return
+        self._end(name, for_good=True)
 
     def _again(self, name: str) -> None:
         with self._lock:
             self._timers.pop(name, None)
             if not self._closed and name not in self._banned:
                 self._start(name)
+
+
+class Processes(Started):
+    """Each worker is a process on this machine, told its part on its standard input."""
+
+    def __init__(
+        self, run: str, host: Endpoint, authority: Authority, staging: Staging, ended: Callable[[str, str], None]
+    ) -> None:
+        super().__init__(run, host, authority, staging, ended)
+        self.children = Subprocesses(self._ended, staging.heard, staging.logs)
+
+    def _launch(self, name: str, told: Told) -> None:
+        command = [sys.executable, "-m", "holdfast.cli.play"]
+        environment = {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "NONE"}
+        self.children.start(name, command, told.model_dump_json().encode(), environment)
+
+    def _end(self, name: str, *, for_good: bool) -> None:
+        self.children.signal(name, signal.SIGKILL)
+
+    def _running(self) -> Sequence[str]:
+        return self.children.alive()
+
+    def _finish(self) -> None:
+        self.children.close()
 
 
 def processes(
@@ -185,6 +243,10 @@ def processes(
 
     `crew` makes the crew (as `Processes` is made). Raises NetworkError if it cannot listen.
     """
+    return machines(staging, crew, patience)
+
+
+def machines(staging: Staging, crew: Callable[..., Crew], patience: Patience | None, listen: str = "127.0.0.1:0") -> Machines:
     run = secrets.token_hex(16)
     identity = generate()
     authority = Authority.generate(identity, run)
@@ -193,6 +255,7 @@ def processes(
         Endpoint(HOST, TRUSTED),
         Credentials(authority.certificate, certificate, private_key),
         run=run,
+        listen=listen,
         options=WireOptions(silence_s=staging.config.machines.silence_s),
         anytime=ANYTIME,
     )

@@ -196,9 +196,28 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointWritten:
+class CheckpointTaken:
+    """The states after `step` steps are held for the checkpoint: a run that is resumed from it goes on behind this line."""
+
     step: int
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """It is on the disk, maybe some steps later."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """It could not be written, and the run goes on; `last` is the newest that is there (empty: none)."""
+
+    step: int
+    last: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +247,9 @@ Event = (
     | Banned
     | RolledBack
     | Evaluated
+    | CheckpointTaken
     | CheckpointWritten
+    | CheckpointFailed
     | RunFinished
 )
 

@@ -47,7 +47,7 @@ class Experiment:
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
     nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
     where the config wants one. With a `host` the workers are machines that join, and all keys are their own. `job` is what was
-    prepared before for exactly this run (`holdfast.bench.workshop.job_of`). Raises ConfigError and the like before anything is
+    prepared before for exactly this run (`holdfast.sweep.jobs.job_of`). Raises ConfigError and the like before anything is
     written.
     """
 
@@ -133,12 +133,14 @@ def _engine(
             f"an attack that is an object lives in this process, and the engine {config.pipeline.engine!r} has others; "
             "give its class as file.py:Class, or use the engine memory"
         )
+    from holdfast.actors import actors
     from holdfast.crew import Staging, processes
 
     logs = None if out is None else out / "workers"
+    start = actors if config.pipeline.engine == "ray" else processes
     if troupe is None:
-        return partial(processes, Staging(config, logs=logs))
-    return partial(processes, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
+        return partial(start, Staging(config, logs=logs))
+    return partial(start, Staging(config, config, troupe.absorb, lambda: troupe.latest + 2, logs))
 
 
 _BESIDE = ("host", "workers", "control.sock")

@@ -1,7 +1,7 @@
 """The host of an open run: its door, its books, its wire; the machines that come in are the crew of the run.
 
-    DIR/host/   run   authority.pem   invites.json   roster.json      what a host needs to be the same one when it starts again
-    DIR/        control.sock                                          holdfast status, nodes and invite speak to it there
+    DIR/host/   run authority.pem invites.json roster.json door     what a host needs to be the same one when it starts again
+    DIR/        control.sock                                        holdfast status, nodes and invite speak to it there
 
 Everything that a machine says of itself is its own word: it decides where the machine is placed, never what is believed.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import threading
 import time
 from collections import deque
@@ -32,7 +33,7 @@ from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
 from holdfast.errors import SetupError
-from holdfast.event import Event, RunStarted, StepSealed
+from holdfast.event import Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.certificates import DOOR, Authority
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.stage import INITIATOR
@@ -44,6 +45,7 @@ FOREVER_S = 10 * 365 * 86400.0
 """People take their time to join."""
 
 RUN_FILE = "run"
+DOOR_FILE = "door"
 LAST_EVENTS = 20
 
 
@@ -110,6 +112,7 @@ class Host:
         self._run = ""
         self._step = 0
         self._began = False
+        self._over = False
         self._open = contextlib.ExitStack()
         self._machines: Machines | None = None
 
@@ -132,11 +135,15 @@ class Host:
                 lambda _ended: Guests(roster, self._tell),
                 Patience(start_s=FOREVER_S),
                 lambda worker: own if worker == INITIATOR else None,
+                over=lambda: self._over,
             )
             self._machines = machines
             certificate = authority.credentials(DOOR, self.identity)
-            door = Door(gatekeeper, self._premises.door, *certificate, exposed=self._premises.exposed)
+            before = _door_before(books / DOOR_FILE)
+            at = _as_before(self._premises.door, before)
+            door = Door(gatekeeper, at, *certificate, exposed=self._premises.exposed)
             address = opened.enter_context(_serving(door))
+            atomic.write_file(books / DOOR_FILE, str(address).encode())
             doors = self._doors(address)
             invite = invite_handler(invitations, doors, self.identity.fingerprint, run)
             handlers = {
@@ -146,6 +153,8 @@ class Host:
             }
             opened.enter_context(ControlServer(control_path(self._directory), handlers))
             line = invite("new", uses=self._premises.uses, ttl_s=self._premises.ttl_s)["invite"]
+            if before is not None:
+                self._tell_of_earlier(before, str(address))
             self._tell(f"door at {', '.join(doors)}, host key {self.identity.fingerprint}")
             self._tell(f"on each machine that shall take part: holdfast join {line}")
             self._open = opened.pop_all()
@@ -159,6 +168,8 @@ class Host:
         """Remember what happened last, for `holdfast status`."""
         if isinstance(event, RunStarted):
             self._run = event.run
+        elif isinstance(event, RunFinished):
+            self._over = not event.summary["interrupted"]
         elif isinstance(event, StepSealed):
             self._step, self._began = event.step + 1, True
         else:
@@ -185,6 +196,15 @@ class Host:
 
     def _doors(self, address: Address) -> tuple[str, ...]:
         return tuple(_with_port(name, address.port) for name in self._premises.advertised) or (str(address),)
+
+    def _tell_of_earlier(self, before: str, now: str) -> None:
+        if before == now or self._premises.advertised:
+            self._tell("machines that were let in before come back by themselves, and earlier invites still open what they did")
+            return
+        self._tell(
+            f"the door was at {before} before and is at {now} now: earlier invites do not lead here, nor do machines find back "
+            f"that came by them; give --door {before}, or invite them again"
+        )
 
     def _at_the_door(self, line: str) -> None:
         """A newcomer may connect before it is told that it may."""
@@ -256,6 +276,27 @@ def _serving(door: Door) -> Any:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def _door_before(file: Path) -> str | None:
+    """Where the door was when this host ran last; None where it never did."""
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def _as_before(wanted: str, before: str | None) -> str:
+    """`wanted`, or where any port will do and the one before is free, that: invites name it."""
+    host, _, port = wanted.rpartition(":")
+    if before is None or port != "0" or before.rpartition(":")[0] != host:
+        return wanted
+    try:
+        socket.create_server((host.strip("[]"), int(before.rpartition(":")[2])), family=_family(host)).close()
+    except (OSError, ValueError):
+        return wanted
+    return before
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _make(books: Path) -> None:

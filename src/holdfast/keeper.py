@@ -1,34 +1,50 @@
 """The checkpoints of a run as states of its stages: on disk where the run has a directory, else the last one in memory.
 
 states of all stages --> names of the whole model --> checkpoints/step-NNNNNN --> the same model --> states, any cut
+
+They are written behind the run's back. A sealed state is never changed, so it need not be copied for that; if it were changed
+nevertheless, its digest would tell, and the checkpoint would not come to be.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.atomic import MANIFEST, clear_leftovers, new_directory
-from holdfast.checkpoint import Snapshot, drop_later, latest_checkpoint, read_checkpoint, version_of, write_checkpoint
+from holdfast.atomic import clear_leftovers, new_directory
+from holdfast.behind import Behind, Outcome
+from holdfast.checkpoint import (
+    Snapshot,
+    checkpoint_path,
+    drop_later,
+    earlier_checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    version_of,
+    write_checkpoint,
+)
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
-from holdfast.data import read_vocabulary
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError, SetupError
-from holdfast.evidence.log import FILE, check_end, read_line
-from holdfast.evidence.record import Opening
+from holdfast.errors import CheckpointError, ConfigError, SetupError
+from holdfast.evidence.log import FILE, check_end
 from holdfast.job import Job
-from holdfast.partition import is_adapter, save_adapter, save_model
+from holdfast.partition import is_adapter, model_writer, save_adapter
 from holdfast.partition.source import LocalFiles
 from holdfast.placement.recut import recut
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
+from holdfast.restore import check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
+
+log = logging.getLogger("holdfast.checkpoints")
 
 
 class Keeper:
@@ -42,6 +58,8 @@ class Keeper:
         self._out = Path(config.output.dir) if config.output.dir is not None else None
         self._newest: tuple[int, Path] | None = None
         self._memory: States | None = None
+        self._behind = Behind()
+        self._told: list[Outcome] = []
 
     # -- where a run begins ------------------------------------------------------------------------------------------
 
@@ -52,11 +70,11 @@ class Keeper:
         """The newest checkpoint of the run in `source`, or the checkpoint `source`; a run that was killed before its first
         one begins anew. Raises CheckpointError; changes nothing.
         """
-        path = _checkpoint_in(source)
+        path = newest_in(source)
         if path is None:
-            self.run = _earlier_name(source) or self.run
+            self.run = earlier_name(source) or self.run
             return self.initial(), Progress()
-        snapshot = read_checkpoint(path)
+        snapshot = read_or_advise(path, chosen=path == source)
         if snapshot.version > self._config.training.steps:
             raise ConfigError(
                 f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps; "
@@ -65,7 +83,7 @@ class Keeper:
         progress = Progress.from_json(snapshot.progress)
         if INITIATOR in progress.lost:
             raise CheckpointError(f"{path} says that the {INITIATOR} itself was lost; use an older checkpoint")
-        _check_tokenizer(path, self._job)
+        check_tokenizer(path, self._job)
         states = states_of(snapshot, self._job, path)
         self._newest = snapshot.version, path
         self.certified = self.certified and snapshot.certified
@@ -108,42 +126,90 @@ class Keeper:
 
     # -- while it goes on --------------------------------------------------------------------------------------------
 
-    def keep(self, states: States, progress: Progress) -> Path | None:
-        """Make `states` the newest checkpoint; gives its path where it was written now."""
-        version = next(iter(states.values())).version
+    def due(self, version: int) -> Path | None:
+        """Where a checkpoint of `version` would be written; None where it is written already, or nothing ever is.
+
+        Waits for one of the same version that is being written: if that fails, it is due again.
+        """
         if self._out is None:
-            self._memory, self._newest = states, None
             return None
+        if self._behind.version == version:
+            self._behind.wait()
+            self._take_note(self._behind.settled())
         root = self._out / "checkpoints"
         if self._newest is not None and self._newest[0] == version and self._newest[1].parent.resolve() == root.resolve():
             return None
+        return checkpoint_path(root, version)
+
+    def keep(self, states: States, progress: Progress, sealed: Mapping[int, bytes]) -> None:
+        """Make `states` the newest checkpoint: begin to write them where the run has a directory; `settled` tells of the end.
+
+        `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
+        """
+        version = next(iter(states.values())).version
+        if self._out is None:
+            self._memory, self._newest = states, None
+            return
+        path = checkpoint_path(self._out / "checkpoints", version)
         snapshot = Snapshot(
             version,
-            {name: tensor for state in states.values() for name, tensor in state.weights.items()},
-            {name: tensor for state in states.values() for name, tensor in state.moments.items()},
+            {name: tensor.cpu() for state in states.values() for name, tensor in state.weights.items()},
+            {name: tensor.cpu() for state in states.values() for name, tensor in state.moments.items()},
             {name: state.updates for i, state in states.items() for name in self._job.plan.trainable_of(i)},
-            {str(stage): state_digest(state).hex() for stage, state in states.items()},
+            {},
             self.certified,
             self.run,
             to_toml(self._config),
             progress.to_json(),
         )
-        path = write_checkpoint(
-            root,
-            snapshot,
-            save_model=lambda path: self._save_model(path, snapshot.weights),
-            config_toml=snapshot.config_toml,
-            keep=self._config.output.keep,
-        )
-        self._newest = version, path
-        return path
+        save, keep = self._writer(snapshot.weights), self._config.output.keep
+
+        def write() -> Path:
+            digests = {str(stage): _digest(state, sealed.get(stage)) for stage, state in states.items()}
+            whole = replace(snapshot, digests=digests)
+            return write_checkpoint(path.parent, whole, save_model=save, config_toml=whole.config_toml, keep=keep)
+
+        self._behind.begin(version, path, write)
+
+    def settled(self, *, wait: bool = False) -> list[Outcome]:
+        """The checkpoints that were written since this was last asked, or could not be; with `wait`, all that are begun."""
+        if wait:
+            self._behind.wait()
+        self._take_note(self._behind.settled())
+        told, self._told = self._told, []
+        return told
+
+    def _take_note(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.error is None:
+                self._newest = outcome.version, outcome.path
+        self._told += outcomes
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is written."""
+        return None if self._newest is None else self._newest[1]
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._behind.close()
 
     def last_certified(self) -> States:
-        """The newest checkpoint of this run, or version 0; as far as the run is certified, they are."""
-        if self._newest is not None:
-            path = self._newest[1]
-            return states_of(read_checkpoint(path), self._job, path)
-        return self._memory or self.initial()
+        """The newest checkpoint of this run that is whole, or version 0; as far as the run is certified, they are.
+
+        Raises CheckpointError where there are some, and all are damaged.
+        """
+        if self._newest is None:
+            return self._memory or self.initial()
+        damage = None
+        for path in (self._newest[1], *earlier_checkpoints(self._newest[1])):
+            try:
+                return states_of(read_checkpoint(path), self._job, path)
+            except CheckpointError as error:
+                log.warning("a checkpoint is damaged: %s", error)
+                damage = damage or error
+        assert damage is not None
+        raise damage
 
     def forget_after(self, version: int) -> None:
         """Checkpoints past `version` hold what is not believed any more: remove them."""
@@ -166,97 +232,34 @@ class Keeper:
         target = self._out / "model"
         try:
             with new_directory(target, replace=True) as partial:
-                self._save_model(partial, weights)
+                self._writer(weights)(partial)
         except OSError as error:
             raise CheckpointError(
-                f"could not write {target}: {error}; the checkpoints are intact, make room and resume"
+                f"could not write {target}: {error}; make room and resume, from "
+                + (f"the last good checkpoint, {self.newest}" if self.newest else "the beginning: there is no checkpoint")
             ) from error
 
-    def _save_model(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+    def _writer(self, weights: Mapping[str, Tensor]) -> Callable[[Path], None]:
         job = self._job
         if job.lora is None:
-            save_model(path, job.source.config, weights, job.tokenizer)
-            return
-        files = job.source.files
+            return model_writer(job.source.config, weights, job.tokenizer)
+        lora, files = job.lora, job.source.files
         base = str(files.directory.resolve()) if isinstance(files, LocalFiles) else job.source.name
-        save_adapter(path, job.lora, {name: tensor for name, tensor in weights.items() if is_adapter(name)}, base)
-        job.tokenizer.save_pretrained(path)
+        adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
+
+        def write(path: Path) -> None:
+            save_adapter(path, lora, adapters, base)
+            job.tokenizer.save_pretrained(path)
+
+        return write
 
 
-def _checkpoint_in(source: Path) -> Path | None:
-    """`source` itself, or the newest checkpoint of the run in it; None for a run that has none yet."""
-    if version_of(source) is not None or (source / MANIFEST).is_file():
-        return source
-    root = source if source.name == "checkpoints" else source / "checkpoints"
-    if not root.is_dir() and not (source / "config.toml").is_file():
+def _digest(state: StageState, sealed: bytes | None) -> str:
+    """Raises CheckpointError where a state is not what was sealed: it must have changed in memory since."""
+    found = state_digest(state)
+    if sealed and found != sealed:
         raise CheckpointError(
-            f"{source} holds neither a run nor a checkpoint; give a run's directory or a checkpoints/step-NNNNNN"
+            f"the state of stage {state.stage} is not the one that was sealed after {state.version} steps: it has changed in "
+            "memory; check the machine's memory, and resume from the checkpoint before"
         )
-    return latest_checkpoint(root)
-
-
-def _earlier_name(source: Path) -> str | None:
-    """What a run without a checkpoint called itself; its evidence goes on only under the same name."""
-    path = (source.parent if source.name == "checkpoints" else source) / FILE
-    try:
-        with path.open("rb") as lines:
-            record = read_line(lines.readline().rstrip(b"\n")).record
-    except (OSError, ProtocolError):
-        return None
-    return record.run if isinstance(record, Opening) else None
-
-
-def states_of(snapshot: Snapshot, job: Job, path: Path) -> dict[int, StageState]:
-    """Cut a snapshot into the stages of `job`; it may come from another cut, since its names are those of the whole model.
-
-    Raises CheckpointError where it holds another model than the job's, or parameters of unlike age in one stage.
-    """
-    plan = job.plan
-    moments = [f"{name}.{kind}" for name in plan.trainable for kind in ("exp_avg", "exp_avg_sq")]
-    _check_same_model(path, plan.shapes, snapshot.weights, job)
-    _check_same_model(path, {name: plan.shapes[name.rpartition(".")[0]] for name in moments}, snapshot.moments, job)
-    states = {}
-    for stage in range(plan.stages):
-        trainable = plan.trainable_of(stage)
-        counts = {snapshot.updates.get(name, snapshot.version) for name in trainable}
-        if len(counts) > 1:
-            raise CheckpointError(
-                f"{path}: stage {stage} would unite parameters with {sorted(counts)} updates (stages were skipped); "
-                "resume with the number of stages that the run had"
-            )
-        weights = {name: snapshot.weights[name] for name in plan.stage_parameters[stage]}
-        own = {f"{n}.{k}": snapshot.moments[f"{n}.{k}"] for n in trainable for k in ("exp_avg", "exp_avg_sq")}
-        states[stage] = StageState(stage, snapshot.version, counts.pop() if counts else 0, weights, own)
-    return states
-
-
-_OTHER = "it is of another model; give the settings of the run that wrote it"
-
-
-def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], job: Job) -> None:
-    for what, names in (("lacks", needed.keys() - found.keys()), ("holds an unknown", found.keys() - needed.keys())):
-        if names:
-            raise CheckpointError(f"the checkpoint {path} {what} {min(names)!r}: {_OTHER}")
-    for name, shape in needed.items():
-        tensor = found[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != job.dtype:
-            got = f"{list(tensor.shape)} of {tensor.dtype}"
-            raise CheckpointError(
-                f"the checkpoint {path} has {name!r} as {got}, needed is {list(shape)} of {job.dtype}: {_OTHER}"
-            )
-
-
-def _check_tokenizer(path: Path, job: Job) -> None:
-    """A tokenizer trained on other text has other words under the same numbers, and nothing else would tell."""
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return
-    try:
-        vocabulary = read_vocabulary(file)
-    except DataError as error:
-        raise CheckpointError(f"{error}; use an older checkpoint") from None
-    if vocabulary != job.tokenizer.get_vocab():
-        raise CheckpointError(
-            f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "
-            "resume with the text and the tokenizer of the run"
-        )
+    return found.hex()

@@ -106,6 +106,7 @@ class Machines:
     """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why).
 
     `memory(worker)` is what the settings give a worker or the initiator, in bytes; what a machine tells of itself may be less.
+    `over` is asked at the end whether nobody is needed any more: else nobody is dismissed, and who can come back later will.
     """
 
     def __init__(
@@ -114,11 +115,13 @@ class Machines:
         open_crew: Callable[[Callable[[str, str], None]], Crew],
         patience: Patience = Patience(),  # frozen
         memory: Callable[[str], int | None] = lambda _worker: None,
+        over: Callable[[], bool] = lambda: True,
     ) -> None:
         self._memory = memory
         self._mine = 0.0
         self._transport = transport
         self._patience = patience
+        self._over = over
         self._lock = threading.RLock()
         self._generation = secrets.randbelow(1 << 30)
         self._present: dict[str, Endpoint] = {}
@@ -217,10 +220,10 @@ class Machines:
             raise NetworkError(f"none of {', '.join(wanted)} came within {self._patience.start_s:g} s ({why})")
 
     def close(self) -> None:
-        """Dismiss everybody and leave. A second call does nothing."""
+        """Dismiss everybody, if the run is over, and leave. A second call does nothing."""
         with self._lock:
             self._closed = True  # who looks at the links from another thread must not meet a transport that closes
-            for name in list(self._present):
+            for name in self._present if self._over() else ():
                 self._send(name, Dismiss("the run is over"))
             self._present.clear()
         self._shut()

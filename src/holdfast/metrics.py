@@ -26,6 +26,7 @@ from holdfast.errors import MissingExtra, SetupError
 from holdfast.event import (
     Alert,
     Banned,
+    CheckpointFailed,
     CheckpointWritten,
     ClaimReplaced,
     Evaluated,
@@ -148,6 +149,8 @@ class Metrics:
                 known.members[event.worker] = True
             case CheckpointWritten():
                 known.gauges["checkpoint_step"] = event.step
+            case CheckpointFailed():
+                known.counts["checkpoints_failed"] += 1
             case Evaluated():
                 known.gauges["validation_perplexity"] = event.perplexity
             case RunFinished():
@@ -247,6 +250,7 @@ COUNTERS: Mapping[str, str] = {
     "stages_skipped": "Stages left out of a step.",
     "takeovers": "Stages that another worker took over.",
     "rollbacks": "Returns to an earlier version.",
+    "checkpoints_failed": "Times that checkpoints could not be written any more.",
     "workers_lost": "Workers lost; one that came back and went again counts twice.",
     "workers_banned": "Workers banned for proven lies.",
 }

@@ -45,8 +45,10 @@ class RunResult:
     `attacked_claims` = `detected` + `missed` + claims that were dropped with their step before anybody had to rule on them, or
     that a rollback took out of the weights again. Perplexity and losses are of tokens in nats; `weights_digest` is defined in
     `holdfast.digest`. `certified` says that every step that is left in the weights was checked, or escaped the draw of the spot
-    checks fairly; `claims_checked` counts what those computed again. `step_seconds` is what the middle one of the last
-    clean steps took on the engine's clock, `predicted_step_seconds` what was predicted for the placement that they ran on.
+    checks fairly; `claims_checked` counts what those computed again. `checkpoint_step` are the steps after
+    which the newest checkpoint on the disk was taken (None: there is none); it is less than `steps` where a later one failed.
+    `step_seconds` is what the middle one of the last clean steps took on the engine's clock, `predicted_step_seconds` what was
+    predicted for the placement that they ran on.
     """
 
     run_id: str
@@ -78,6 +80,7 @@ class RunResult:
     certified: bool
     interrupted: bool
     out: str | None
+    checkpoint_step: int | None = None
     predicted_step_seconds: float = math.nan
     step_seconds: float = math.nan
 
@@ -175,6 +178,7 @@ class RunFacts:
     certified: bool
     interrupted: bool
     out: str | None
+    checkpoint_step: int | None = None
 
 
 def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, truth: GroundTruth | None) -> RunResult:
@@ -210,4 +214,5 @@ def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, tr
         certified=run.certified,
         interrupted=run.interrupted,
         out=run.out,
+        checkpoint_step=run.checkpoint_step,
     )

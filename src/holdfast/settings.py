@@ -7,13 +7,14 @@ One table serves the options of `holdfast train` and the keyword arguments of `E
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
@@ -33,10 +34,6 @@ SECTIONS = (
 )
 CAMPAIGN = ("rate", "stages", "seed", "first_step", "persistent", "micro_batches", "worker")
 """The parameters after an attack's name that belong to its campaign, not to the attack."""
-
-NOT_IN_THIS_VERSION = {
-    "engine": {"ray": "a Ray cluster"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("micro_batches", "pipeline.micro_batches", int, "micro-batches M in a step", "Pipeline"),
     Setting("micro_batch_size", "pipeline.micro_batch_size", int, "sequences B in a micro-batch", "Pipeline"),
     Setting("schedule", "pipeline.schedule", str, "gpipe or 1f1b", "Pipeline"),
-    Setting("engine", "pipeline.engine", str, "memory, or processes: one a worker", "Pipeline"),
+    Setting("engine", "pipeline.engine", str, "memory, or one process a worker: processes here, ray in a cluster", "Pipeline"),
+    Setting("ray_address", "machines.ray_address", str, "a Ray cluster, or auto (default: a Ray of its own)", "Pipeline"),
+    Setting("expose_wire", "machines.expose_wire", bool, "let workers be on several nodes of a Ray cluster", "Pipeline"),
     Setting("placement", "cluster.placement", str, "listed: worker i has stage i; measured: where it is fast", "Pipeline"),
     Setting("wire_dtype", "pipeline.wire_dtype", str, "float32, bfloat16 or int8 between stages", "Pipeline"),
     Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
@@ -145,6 +144,23 @@ def split_attack(spec: str) -> dict[str, Any]:
     return table
 
 
+def defence_tables(spec: str) -> dict[str, dict[str, Any]]:
+    """The settings that a defence's spec stands for, by section.
+
+    >>> defence_tables("duplicate,on_alert=skip,cluster.speeds=1+2")
+    {'defence': {'name': 'duplicate', 'on_alert': 'skip'}, 'cluster': {'speeds': [1, 2]}}
+    """
+    from holdfast.config import parse_spec
+
+    name, settings = parse_spec(spec)
+    tables: dict[str, dict[str, Any]] = {"defence": {"name": name}}
+    for path, value in settings.items():
+        section, dot, key = path.partition(".")
+        table = tables.setdefault(section if dot else "defence", {})
+        table[key if dot else path] = _several(value)
+    return tables
+
+
 def numbers(text: str, what: str) -> tuple[int, ...]:
     """Whole numbers and ranges: `2`, `1-4`, `1,3` or `1+3-4`.
 
@@ -187,13 +203,12 @@ def run_directory(resume: Path) -> Path:
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise ConfigError for an engine that this version names but does not have, or an unknown remedy."""
+    """Raise ConfigError for an unknown remedy, and MissingExtra for an engine whose library is not installed."""
     from holdfast.recover.registry import resolve_remedy
 
     resolve_remedy(config.defence.on_alert, config.defence.retries)
-    what = NOT_IN_THIS_VERSION["engine"].get(config.pipeline.engine)
-    if what is not None:
-        raise ConfigError(f"engine {config.pipeline.engine!r} ({what}) is not in this version of Holdfast; use memory")
+    if config.pipeline.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingExtra("ray", extra="ray", purpose="--engine ray")
 
 
 def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:
@@ -211,3 +226,10 @@ def _place(result: dict[str, Any], setting: Setting, value: Any) -> None:
 
 def _key(pair: str) -> str:
     return pair.partition("=")[0].strip().replace("-", "_")
+
+
+def _several(value: Any) -> Any:
+    """A list where `+` joins words, which commas cannot."""
+    from holdfast.config import toml_value
+
+    return [toml_value(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 
+from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
@@ -29,6 +30,8 @@ from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
     Banned,
+    CheckpointFailed,
+    CheckpointTaken,
     CheckpointWritten,
     Evaluated,
     Event,
@@ -95,6 +98,8 @@ class Trainer:
         self._identity = identity
         self._open_engine = open_engine or partial(MemoryEngine, config, cast)
         self._engine: Engine | None = None
+        self._keeper: Keeper | None = None
+        self._failing = False
         self._resume = resume
         self._job = job
         self._deployed = deployed
@@ -125,6 +130,8 @@ class Trainer:
             ended = "stopped" if self._stopping else FINISHED
             return result
         finally:
+            if self._keeper is not None:
+                self._keeper.close()
             if self._engine is not None:
                 self._engine.close()
             self._notary.close(ended)
@@ -137,7 +144,7 @@ class Trainer:
         check_fits(job)
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
-        keeper = Keeper(self._config, job, self.run_id)
+        self._keeper = keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster, job = self._train(job, keeper, self._start(keeper))
         self._measure(cluster)
         score = self._evaluate(job, states, step)
@@ -179,6 +186,7 @@ class Trainer:
                 broken = cluster.run_step(step)
             except NotEnoughMemory:
                 self._keep(job, keeper, cluster, cluster.collect())
+                self._hear_of_checkpoints(keeper, wait=True)
                 raise
             if broken is None:
                 step += 1
@@ -190,6 +198,7 @@ class Trainer:
                             job, states, cluster = moved
                 except FaultWindowExceeded as error:
                     broken = str(error)
+            self._hear_of_checkpoints(keeper)
             if broken is not None:
                 states = self._fall_back(keeper, cluster, step, broken)
                 step = _version(states)
@@ -197,6 +206,7 @@ class Trainer:
                 self._steward_of.announce(step, "after the run went back")
                 cluster = self._deploy(job, states)
         self._keep(job, keeper, cluster, states)
+        self._hear_of_checkpoints(keeper, wait=True)
         return states, step, cluster, job
 
     def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
@@ -305,6 +315,7 @@ class Trainer:
         """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
         the last certified checkpoint that is early enough. Whoever is lost or convicted does not come along.
         """
+        self._hear_of_checkpoints(keeper, wait=True)
         self._counts.rollbacks += 1
         again = self._fell == (step, frozenset(self._lost))
         self._fell = (step, frozenset(self._lost))
@@ -322,12 +333,28 @@ class Trainer:
         return states
 
     def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
+        """Begin a checkpoint; what it counts of the run so far is counted now."""
+        version = _version(states)
+        path = keeper.due(version)
+        if path is not None:
+            self._tell(CheckpointTaken(version, str(path)), 0.0)
+        elif self._config.output.dir is not None:
+            return
         meter = replace(self._meter, seconds=Counter(self._meter.seconds))
         meter.add(*_usage(cluster))
-        here = self._result(job, keeper, _version(states), NOT_SCORED, meter)
-        path = keeper.keep(states, Progress.of(self._before.plus(here), frozenset(self._lost)))
-        if path is not None:
-            self._tell(CheckpointWritten(_version(states), str(path)), 0.0)
+        here = self._result(job, keeper, version, NOT_SCORED, meter)
+        sealed = cluster.archive.digests if cluster.archive.version == version and cluster.archive.checked else {}
+        keeper.keep(states, Progress.of(self._before.plus(here), frozenset(self._lost)), dict(sealed))
+
+    def _hear_of_checkpoints(self, keeper: Keeper, *, wait: bool = False) -> None:
+        """Tell of those that are written now; of those that could not be, only the first in a row."""
+        for outcome in keeper.settled(wait=wait):
+            if outcome.error is None:
+                self._tell(CheckpointWritten(outcome.version, str(outcome.path)), 0.0)
+            elif not self._failing:
+                last = keeper.newest
+                self._tell(CheckpointFailed(outcome.version, str(last or ""), str(outcome.error)), 0.0)
+            self._failing = outcome.error is not None
 
     def _evaluate(self, job: Job, states: States, step: int) -> Evaluation:
         model = whole_model(job.source.config, _united(states), job.lora).to(self._config.model.device)
@@ -372,6 +399,7 @@ class Trainer:
             keeper.certified,
             self._stopping,
             self._config.output.dir,
+            None if keeper.newest is None else version_of(keeper.newest),
         )
         return summarise(run, score, self._counts, meter, self._cast)
 

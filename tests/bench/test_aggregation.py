@@ -15,9 +15,22 @@ import torch
 from holdfast.attacks import Ledger
 from holdfast.bench import aggregated, aggregation
 from holdfast.bench.aggregated import ACTIVATION, INPUT_GRADIENT, NOTHING, WEIGHT_GRADIENT, train
-from holdfast.bench.aggregation import SCALES, Findings, Question, run, unigram_perplexity
+from holdfast.bench.aggregation import SCALES, Findings, Question
+from holdfast.bench.aggregation_cells import run, unigram_perplexity
 from holdfast.bench.aggregation_report import tables, write
-from holdfast.bench.carryover import DOWNSTREAM, FORGED, OTHERS, Cascade, Scoreboard, area, cascade_rows, curve, score_rows
+from holdfast.bench.carryover import (
+    DOWNSTREAM,
+    FORGED,
+    OTHERS,
+    Cascade,
+    Scoreboard,
+    area,
+    cascade_counts,
+    cascade_rows,
+    curve,
+    score_rows,
+    seed_scores,
+)
 from holdfast.bench.outliers import TESTS, Past, scores, view
 from holdfast.bench.replicas import Committee, replica_rows
 from holdfast.bench.spread import spreads
@@ -204,7 +217,7 @@ def board(steps: int = 8, lie: float = 5.0) -> Scoreboard:
 
 
 def test_rates_are_of_the_test_steps_alone() -> None:
-    rows = {(row.view, row.test, row.how): row for row in score_rows([board(), board()])}
+    rows = {(row.view, row.test, row.how): row for row in score_rows([seed_scores(board()), seed_scores(board())])}
     norm = rows["whole", "norm", "all"]
     assert (norm.lies, norm.detected, norm.tpr, norm.best, norm.auc) == (2 * 4 * 5, 2 * 4 * 5, 1.0, 1.0, 1.0)
     assert (norm.honest, norm.seeds) == (2 * 4 * 5, 2)
@@ -218,7 +231,7 @@ def test_rates_are_of_the_test_steps_alone() -> None:
 
 def test_an_honest_value_is_no_lie() -> None:
     """What is as honest as the others is found no more often than they are."""
-    for row in score_rows([board(lie=1.0)]):
+    for row in score_rows([seed_scores(board(lie=1.0))]):
         if row.how == "all":
             assert (row.tpr, row.auc) == (row.fpr, 0.5)
 
@@ -244,7 +257,9 @@ def test_who_is_accused_by_kind_of_claim() -> None:
     known.honest |= {("backward", name, test): found for (_, name, test), found in known.honest.items()}
     cascade.count(windows, ledger)
     counts = {
-        (row.direction, row.claims): row.count for row in cascade_rows([cascade]) if (row.view, row.test) == ("whole", "norm")
+        (row.direction, row.claims): row.count
+        for row in cascade_rows(cascade_counts(cascade))
+        if (row.view, row.test) == ("whole", "norm")
     }
     assert counts == {
         ("forward", FORGED): 5,
@@ -263,7 +278,7 @@ def test_a_lie_about_a_gradient_reaches_the_stages_before_it() -> None:
     cascade = Cascade("liar", known)
     where = [(1, "backward"), (2, "backward"), (3, "backward"), (1, "forward")]
     cascade.count([Window(5, stage, kind, honest, (2, 3, 4)) for stage, kind in where], ledger)
-    rows = [row for row in cascade_rows([cascade]) if (row.view, row.test) == ("whole", "norm")]
+    rows = [row for row in cascade_rows(cascade_counts(cascade)) if (row.view, row.test) == ("whole", "norm")]
     assert {(row.direction, row.claims): row.count for row in rows} == {
         ("backward", DOWNSTREAM): 5,
         ("backward", FORGED): 5,
@@ -290,7 +305,7 @@ def test_replicas_where_most_are_honest_outvote_the_liars(windows: list[Window],
     for window in windows:
         committee.add(window)
     committee.unlike(job)
-    rows = {(row.aggregator, row.machines, row.replicas, row.liars): row for row in replica_rows([committee])}
+    rows = {(row.aggregator, row.machines, row.replicas, row.liars): row for row in replica_rows(committee.ballots())}
     for replicas, liars in ((3, 1), (5, 2)):
         assert rows["voting", "alike", replicas, liars].exact_share == 1.0
         assert rows["median", "alike", replicas, liars].exact_share == 1.0
@@ -439,4 +454,4 @@ def test_wrong_words_are_refused_before_anything_runs(
 def test_a_full_directory_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "kept").touch()
     assert command("--out", str(tmp_path)) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err

@@ -15,18 +15,20 @@ import pytest
 
 from holdfast.attacks import ATTACKS, Ledger
 from holdfast.bench.cell import ALL_STAGES, HONEST, Cell, Setup, config_of, defence_tables, directions_of, honest_cell
-from holdfast.bench.drawing import FORMATS
 from holdfast.bench.figure import draw
 from holdfast.bench.intervals import expected_share, proportion
 from holdfast.bench.measure import _innocents_named
 from holdfast.bench.rows import Row, rows_of
 from holdfast.bench.suites import DEFENCES, PLANTED, SUITES, Grid, plan
-from holdfast.bench.table import COLUMNS, findings, frame, render_markdown, write
+from holdfast.bench.table import COLUMNS, findings, frame, write
 from holdfast.bench.watch import Watch
-from holdfast.bench.workshop import Outcome, job_of, run_cell, run_cells
+from holdfast.bench.workshop import Outcome, run_cells
 from holdfast.claim import ClaimKey, Direction
 from holdfast.errors import ConfigError, MissingExtra
 from holdfast.event import Ruling
+from holdfast.report.pipes import told_pipes
+from holdfast.sweep.jobs import job_of
+from holdfast.sweep.style import FORMATS
 from holdfast.verify.spotcheck import Sampling
 
 ROOT = Path(__file__).parent.parent.parent
@@ -289,7 +291,7 @@ def test_a_failing_cell_is_kept_and_loses_no_other(tmp_path: Path) -> None:
     assert (broken.runs, broken.failed, broken.tpr) == (0, 1, None)
     assert "ZeroDivisionError: a defect of the attack" in (broken.error or "")
     assert (rows["zeros"].tpr, rows["zeros"].failed) == (1.0, 0)
-    assert "(1 failed)" in render_markdown(rows_of(found, setup))
+    assert "(1 failed)" in told_pipes(rows_of(found, setup), COLUMNS)
     write(tmp_path / "out", rows_of(found, setup), found, setup, {})
     draw(rows_of(found, setup), tmp_path / "out")
 
@@ -326,8 +328,6 @@ def test_the_table_is_tidy(outcomes: list[Outcome], tmp_path: Path) -> None:
         told = list(csv.DictReader(file))
     assert [list(line) for line in told] == [columns] * len(rows)
     assert [line["detected"] for line in told] == [str(row.detected) for row in rows]
-    cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    assert len(cells) == len(outcomes)
     page = (tmp_path / "detection.md").read_text()
     assert "| sign-flip | forward | all | 1 | duplicate | 1 | 4/4 = 100 % [39.8, 100.0] | 0/36 = 0 % [0.0, 9.7] |" in page
     assert "None: nothing missed" in page
@@ -381,7 +381,8 @@ def test_the_command_of_a_cell_runs_that_cell(outcomes: list[Outcome], tmp_path:
     setup = Setup("tiny", 3, 1, ("optimizer.beta2=0.9",))
     cell = Cell("zeros,rate=0.9", "2-3", "both", 0.9, "duplicate,on_alert=skip", 4)
     seen: list[tuple[tuple[Cell, ...], Setup]] = []
-    monkeypatch.setattr(workshop, "run_cells", lambda cells, given, *_: seen.append((cells, given)) or outcomes[:1])
+    study_of = workshop.study_of
+    monkeypatch.setattr(workshop, "study_of", lambda cells, given: seen.append((cells, given)) or study_of(cells[:1], given))
     words = [*shlex.split(cell.command(setup))[1:], "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(app, words).exit_code == 0
     cells, given = seen[0]
@@ -426,7 +427,7 @@ def test_cells_of_one_seed_share_their_job_and_defences_do_not_leak_into_it() ->
 def test_a_cell_repeats_to_the_bit() -> None:
     cell = Cell("gaussian", ALL_STAGES, "backward", 1.0, "none", 0)
     setup = Setup(steps=1)
-    first, second = (run_cell(cell, setup).measurement for _ in range(2))
+    first, second = (run_cells([cell], setup)[0].measurement for _ in range(2))
     assert first is not None
     assert second is not None
     assert dataclasses.replace(first, wall_s=0.0) == dataclasses.replace(second, wall_s=0.0)

@@ -10,16 +10,16 @@ import pytest
 
 from holdfast.bench import overhead as experiment
 from holdfast.bench.described import NETWORKS, Setting, Size, config_of, fair_secret
-from holdfast.bench.kept import FILE, Kept
 from holdfast.bench.operations import Operations
-from holdfast.bench.overhead import DUPLICATE, LIE, SPOT_CHECK, Found, Plan, run
+from holdfast.bench.overhead import DUPLICATE, LIE, SPOT_CHECK, Found, Plan, cells_of, command_of, gather, study_of
 from holdfast.bench.overhead_figure import draw
-from holdfast.bench.overhead_report import promises, sections, table, write
+from holdfast.bench.overhead_report import promises, sections, write
 from holdfast.bench.overhead_rows import real_rows
 from holdfast.bench.real import TORCH, RealCost, Workload, in_memory, in_processes
 from holdfast.bench.virtual import Cost, measure, overhead
 from holdfast.errors import ConfigError
 from holdfast.seeds import derive
+from holdfast.sweep import Record, Store
 from holdfast.verify.spotcheck import Sampling
 
 SIZE = Size()
@@ -38,7 +38,7 @@ SMALL = Plan(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return run(SMALL, Kept(tmp_path_factory.mktemp("cells") / "out"))
+    return gather(SMALL, study_of(SMALL).run(Store(tmp_path_factory.mktemp("cells") / "out")))
 
 
 # -- the virtual clock ---------------------------------------------------------------------------------------------------
@@ -169,40 +169,40 @@ def test_a_killed_experiment_goes_on_where_it_was(tmp_path: Path, found: Found) 
     class Killed(Exception):
         pass
 
-    def killed_after(line: str) -> None:
-        if line.startswith("[2/"):
+    def killed(_record: Record) -> None:
+        if len(list((tmp_path / "cells").iterdir())) == 2:
             raise Killed
 
-    out = tmp_path / "out"
-    plan = dataclasses.replace(SMALL, parts=("virtual",))
+    study, store = study_of(dataclasses.replace(SMALL, parts=("virtual",))), Store(tmp_path)
     with pytest.raises(Killed):
-        run(plan, Kept(out), killed_after)
-    before = (out / FILE).read_text(encoding="utf-8")
-    (out / FILE).write_text(before + '{"key": "torn', encoding="utf-8")
-    kept = Kept(out)
-    assert run(plan, kept).virtual == found.virtual
-    lines = (out / FILE).read_text(encoding="utf-8").splitlines()
-    assert lines[: len(before.splitlines())] == before.splitlines(), "what was measured is not measured again"
-    assert kept.measured == len(lines) - len(before.splitlines())
-    again = Kept(out)
-    assert run(plan, again).virtual == found.virtual
-    assert again.measured == 0
+        study.run(store, tell=killed)
+    measured: list[Record] = []
+    records = study.run(store, tell=measured.append)
+    assert len(measured) == len(study.cells) - 2, "what was measured is not measured again"
+    assert gather(SMALL, records).virtual == found.virtual
+    assert gather(SMALL, study.run(Store(tmp_path), tell=measured.append)).virtual == found.virtual
+    assert len(measured) == len(study.cells) - 2
 
 
-def test_other_sizes_are_other_cells(tmp_path: Path) -> None:
-    plan = dataclasses.replace(SMALL, parts=("virtual",), modes_at=())
-    assert Plan.settings(dataclasses.replace(plan, networks=())) == [Setting("local", 4, 2, "gpipe", DUPLICATE)]
-    plan = dataclasses.replace(plan, networks=())
-    run(plan, Kept(tmp_path / "out"))
-    kept = Kept(tmp_path / "out")
-    run(dataclasses.replace(plan, size=Size(tensor_bytes=1)), kept)
-    assert kept.measured == 2
+def test_other_sizes_are_other_cells() -> None:
+    plan = dataclasses.replace(SMALL, parts=("virtual",), modes_at=(), networks=())
+    assert plan.settings() == [Setting("local", 4, 2, "gpipe", DUPLICATE)]
+    (cell,) = cells_of(plan)
+    (other,) = cells_of(dataclasses.replace(plan, size=Size(tensor_bytes=1)))
+    assert cell.key != other.key
+    assert "--network local --stages 4 --micro-batches 2 --forward-seconds 0.05" in command_of(cell)
+    real = dataclasses.replace(SMALL, parts=("memory",))
+    longer = dataclasses.replace(real, memory=dataclasses.replace(TINY, repeats=3))
+    assert cells_of(real)[0].key != cells_of(longer)[0].key, "how often it is repeated is no setting of a run"
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x", encoding="utf-8")
-    with pytest.raises(ConfigError, match="choose another --out"):
-        Kept(tmp_path)
+def test_real_cells_are_measured_alone() -> None:
+    study = study_of(dataclasses.replace(SMALL, parts=("virtual", "memory", "processes")))
+    assert {cell.axes["part"]: study.alone(cell) for cell in study.cells} == {
+        "virtual": False,
+        "memory": True,
+        "processes": True,
+    }
 
 
 def test_every_row_is_written_and_drawn(found: Found, tmp_path: Path) -> None:
@@ -221,8 +221,3 @@ def test_a_promise_can_break(found: Found, monkeypatch: pytest.MonkeyPatch) -> N
     assert [line.partition(":")[0] for line in promises(found)] == ["kept"]
     monkeypatch.setattr(experiment, "WANTED_OPERATIONS", 1.01)
     assert [line.partition(":")[0] for line in promises(found)] == ["BROKEN"]
-
-
-def test_a_table_leaves_out_what_nobody_has() -> None:
-    assert table([1, 2], {"a": str, "b": lambda _: "–"}) == "| a |\n| --- |\n| 1 |\n| 2 |\n"
-    assert table([], {"a": str}) == ""

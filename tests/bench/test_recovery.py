@@ -10,15 +10,15 @@ import pytest
 
 from holdfast.bench.described import Size
 from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, TAKEOVER, crash, incident_config, lie
-from holdfast.bench.kept import Kept
 from holdfast.bench.killed import kill_config, kill_some
-from holdfast.bench.recovery import Recovery, quick, run
+from holdfast.bench.recovery import Plan, Recovery, cells_of, command_of, gather, is_real, quick, study_of
 from holdfast.bench.recovery_figure import draw
 from holdfast.bench.recovery_report import sections, summary, write
 from holdfast.bench.spot import Market, SpotEngine
 from holdfast.bench.trace import Day, Ways, day, expected_goodput
-from holdfast.bench.workshop import job_of
 from holdfast.event import Joined, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
+from holdfast.sweep import Store
+from holdfast.sweep.jobs import job_of
 from holdfast.trainer import Trainer
 
 SIZE = Size()
@@ -27,7 +27,7 @@ BRIEF = dataclasses.replace(quick(), hours=1.5, lives_h=(1.0,), ways=(Ways(TAKEO
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Recovery:
-    return run(BRIEF, Kept(tmp_path_factory.mktemp("cells") / "out"))
+    return gather(BRIEF, study_of(BRIEF).run(Store(tmp_path_factory.mktemp("cells") / "out")))
 
 
 # -- one thing goes wrong ------------------------------------------------------------------------------------------------
@@ -164,11 +164,21 @@ def test_all_of_it_is_measured_once(found: Recovery, tmp_path: Path) -> None:
     assert 0 < back.goodput < takeover.goodput < 1
     assert (takeover.ended, back.ended) == (None, None)
     crashes = dataclasses.replace(BRIEF, parts=("crash",))
-    kept = Kept(tmp_path / "out")
-    first = run(crashes, kept)
-    again = Kept(tmp_path / "out")
-    assert run(crashes, again).incidents == first.incidents == [row for row in found.incidents if row.what == "crash"]
-    assert (kept.measured, again.measured) == (4, 0)
+    store, measured = Store(tmp_path / "out"), []
+    first = gather(crashes, study_of(crashes).run(store, tell=measured.append))
+    again = gather(crashes, study_of(crashes).run(store, tell=measured.append))
+    assert again.incidents == first.incidents == [row for row in found.incidents if row.what == "crash"]
+    assert len(measured) == 4
+
+
+def test_every_cell_has_a_key_and_a_command_of_its_own_place() -> None:
+    plan = dataclasses.replace(Plan(), seeds=(0, 1), lives_h=(3.0,))
+    cells = cells_of(plan)
+    assert len({cell.key for cell in cells}) == len(cells)
+    (kills,) = (cell for cell in cells if cell.axes["part"] == "processes")
+    assert is_real(kills)
+    day = next(cell for cell in cells if cell.axes["part"] == "trace" and cell.axes["seed"] == 1)
+    assert "--life-hours 3 --gone-minutes 10 --hours 24 --restart-seconds 0 --seeds 2" in command_of(day)
 
 
 def test_every_row_is_written_and_drawn(found: Recovery, tmp_path: Path) -> None:

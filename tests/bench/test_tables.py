@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast.bench.paper.cells import Cell, Record, Store, run_cells
 from holdfast.bench.paper.columns import ATTACKS, CLEAN, COLUMNS, DEPTH
 from holdfast.bench.paper.figures import printed
 from holdfast.bench.paper.grid import ask, cells_of, check_models
@@ -19,7 +18,9 @@ from holdfast.bench.paper.write import latex
 from holdfast.cli.main import main
 from holdfast.config import resolve
 from holdfast.data import load_corpus, part_of
-from holdfast.errors import ConfigError, HoldfastError, SetupError
+from holdfast.errors import ConfigError, SetupError
+from holdfast.sweep import Record
+from holdfast.sweep.record import read_lines
 
 SMOKE = ["--scale", "smoke", "--models", "GPT-2", "-q"]
 
@@ -40,7 +41,7 @@ def made_up(question, perplexity, digest=lambda column: column):
     for cell in cells_of(question):
         column, seed = cell.axes["column"], cell.axes["seed"]
         values = {"run_id": "r", "validation_perplexity": perplexity(column, seed), "weights_digest": digest(column)}
-        records.append(Record(cell.key, dict(cell.axes), values))
+        records.append(Record(cell.key, dict(cell.axes), dict(cell.tables), values))
     return Results(question, records)
 
 
@@ -88,6 +89,20 @@ def test_unknown_names_are_refused():
         ask("table1", "tiny", models=("GPT-5",))
 
 
+def test_where_clean_runs_overfit_they_read_little_often_and_columns_can_be_chosen():
+    question = smoke(overfit=True, columns=("depth", "forward 0.5, skip"))
+    assert [column.name for column in question.columns] == ["clean", "depth", "forward 0.5, skip"]
+    training = cells_of(question)[0].config.training
+    assert (training.steps, training.evaluate_every) == (4, 2)
+    tiny, plain = SCALES["tiny"].overfit, SCALES["tiny"].tables
+    read = tiny["training"]["steps"] * 4 * plain["data"]["sequence_length"]
+    assert read > 4 * tiny["data"]["train_tokens"], "every sequence comes several times"
+    with pytest.raises(ConfigError, match="--overfit: nobody has looked for it at --scale paper; known are tiny, smoke"):
+        ask("table2", "paper", overfit=True)
+    with pytest.raises(ConfigError, match="--columns 'depht': table2 has 'before', 'clean'"):
+        ask("table2", "smoke", columns=("depht",))
+
+
 # -- what the models are made from ---------------------------------------------------------------------------------------
 
 
@@ -120,25 +135,6 @@ def test_a_model_is_made_once_and_another_recipe_is_another_model(tmp_path):
     assert replace(starter, recipe=replace(starter.recipe, steps=6)).name != starter.name
 
 
-# -- cells ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_cell_that_fails_is_a_record_and_is_run_again(tmp_path):
-    cells = [Cell({"n": n}, {}) for n in range(3)]
-
-    def fails(cell):
-        if cell.axes["n"] == 1:
-            raise HoldfastError("no")
-        return {"n": cell.axes["n"]}
-
-    records = run_cells(cells, Store(tmp_path), runner=fails)
-    assert [record.error for record in records] == [None, "no", None]
-    ran = []
-    again = run_cells(cells, Store(tmp_path), runner=lambda cell: {"n": cell.axes["n"]}, tell=ran.append)
-    assert [record.axes["n"] for record in ran] == [1]
-    assert [record.values["n"] for record in again] == [0, 1, 2]
-
-
 # -- the table -----------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +163,15 @@ def test_the_words_follow_from_the_numbers():
     )
     assert "Defended by replace: 9 of 9 runs end with the weights of the clean run, bit for bit." in told
     assert "9 of 9 runs with skip end with the bits of that control" in told
+
+
+def test_overfitting_is_told_from_the_best_on_the_way():
+    results = made_up(smoke(overfit=True, seeds=range(2)), lambda _column, seed: 130.0 + seed)
+    assert not any(line.startswith("Overfitting") for line in words(results))
+    for record in results.records:
+        record.result.update(best_perplexity=100.0, best_step=20)
+    (told,) = (line for line in words(results) if line.startswith("Overfitting"))
+    assert "2 of 2 clean runs end worse than they had been: 1.30 to 1.31 times their own best, which was after step 20." in told
 
 
 def test_other_weights_under_replace_are_a_broken_promise_and_infinite_perplexity_is_told():
@@ -201,17 +206,20 @@ def test_a_killed_table_goes_on_to_the_same_table(tmp_path, capsys):
     assert told["failed"] == 0
     assert any("Defended by replace: 3 of 3" in line for line in told["words"])
     assert any("3 of 3 runs with skip end with the bits of that control" in line for line in told["words"])
-    assert {path.suffix for path in out.glob("table2.*")} == {".md", ".tex", ".csv", ".jsonl", ".svg", ".pdf", ".png"}
-    records = [json.loads(line) for line in (out / "table2.jsonl").read_text().splitlines()]
-    assert all(record["run_id"] and record["torch"] and record["command"] for record in records)
-    assert resolve(records[1]["settings"]).optimizer.learning_rate == 1e-3
+    assert {path.suffix for path in out.glob("table2.*")} == {".md", ".tex", ".csv", ".svg", ".pdf", ".png"}
+    records = read_lines(out / "cells.jsonl")
+    assert all(record.result["run_id"] and record.environment["torch"] and record.started for record in records)
+    assert resolve(records[1].tables).optimizer.learning_rate == 1e-3
+    assert records[0].command.startswith(f"holdfast eval {out}/store/models/gpt2-")
+    assert records[1].command.startswith("holdfast train --set")
+    assert f"model.name={out}/store/models" in records[1].command
     assert "paper:" not in (out / "table2.md").read_text()
 
     lost = sorted((out / "store/cells").iterdir())[::3]
     for path in lost:
         path.unlink()
     assert holdfast(*bench, "--out", out, "--dry-run") == 0
-    assert f"16 cells, {len(lost)} to be run" in capsys.readouterr().out
+    assert f"16 cells, {len(lost)} to be run: about " in capsys.readouterr().out
     table = (out / "table2.tex").read_text()
     assert holdfast(*bench, "--out", out) == 0
     assert (out / "table2.tex").read_text() == table

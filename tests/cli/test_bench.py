@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +22,15 @@ def test_a_grid_of_ones_own(holdfast, tmp_path: Path) -> None:
     rows = {(row["attack"], row["defence"]): row for row in told["rows"]}
     assert (rows["zeros", "duplicate"]["tpr"], rows["zeros", "duplicate"]["stage"]) == (1.0, "2")
     assert rows["honest", "duplicate"]["fpr"] == 0.0
-    assert [line.partition("]")[0] for line in outcome.err.splitlines()] == ["[1/3", "[2/3", "[3/3"]
+    assert [line.partition("]")[0] for line in outcome.err.splitlines()] == [
+        "3 cells, 3 to be run; results: " + str(tmp_path / "out"),
+        "[1/3",
+        "[2/3",
+        "[3/3",
+    ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *(f"detection.{form}" for form in ("jsonl", "csv", "md", "svg", "pdf", "png")),
-        "cells.jsonl",
-        "environment.json",
+        *("cells", "cells.jsonl", "sweep.json", "lock", "environment.json"),
     }
 
 
@@ -50,7 +56,6 @@ def test_for_people_it_prints_the_table(holdfast, tmp_path: Path) -> None:
         (("--attack", "zeros", "--direction", "up"), "direction must be one of"),
         (("--attack", "zeros", "--rate", "1.5"), "rate"),
         (("--scale", "vast"), "known are tiny, small"),
-        (("--set", "pipeline.engine=ray"), "not in this version"),
         (("--set", "pipeline.stages=2"), "2 stages"),
     ],
 )
@@ -66,7 +71,7 @@ def test_results_are_never_written_over(holdfast, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     outcome = holdfast("bench", "detection", *SMALL, "--out", str(tmp_path))
     assert outcome.code == 2
-    assert "not empty" in outcome.err
+    assert "choose another --out" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -118,3 +123,37 @@ def test_help_needs_no_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--suite" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words", "parts"),
+    [
+        ("table1", ("--scale", "smoke", "--models", "GPT-2", "--columns", "forward 0.7", "--seeds", "2"), 0),
+        pytest.param("overhead", ("--quick", "--network", "local", "--stages", "4"), 2, marks=pytest.mark.slow),
+        pytest.param("recovery", ("--quick", "--part", "crash", "--part", "lie"), 2, marks=pytest.mark.slow),
+        pytest.param("detection", ("--attack", "zeros", "--defence", "duplicate", "--steps", "1"), 0, marks=pytest.mark.slow),
+        pytest.param("aggregation", ("--scale", "smoke", "--seeds", "1", "--attack", "zeros"), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_every_number_of_an_experiment_is_reported_with_its_run(holdfast, tmp_path: Path, experiment, words, parts) -> None:
+    out, paper, archive = tmp_path / "out", tmp_path / "paper", tmp_path / experiment
+    assert holdfast("bench", experiment, *words, "--out", str(out), "-q").code == 0
+    archive.mkdir()
+    shutil.copy(out / "cells.jsonl", archive)  # what is committed of an experiment
+    for where in (out, archive):
+        outcome = holdfast("report", str(where), "-f", "all", "--to", str(paper / where.name))
+        assert outcome.code == 0, outcome.err
+    told = {path.name: path.read_bytes() for path in (paper / experiment).iterdir()}
+    assert set(told) == {"report.md", "runs.csv", "means.csv", "table.tex", "figure.pdf", "figure.svg", "report.html"}
+    page, html = told["report.md"].decode(), told["report.html"].decode()
+    assert sum(line.startswith("## ") for line in page.splitlines()) == parts + 1
+    with (paper / experiment / "runs.csv").open(encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    assert runs
+    for run in runs:
+        assert run["command"].startswith("holdfast ")
+        assert run["commit"]
+        assert run["torch"]
+        assert run["started"]
+        assert f"{run['command']}  # {run['key'][:12]}" in page
+        assert f'id="c{run["key"][:12]}"' in html

@@ -22,12 +22,12 @@ def test_it_measures_once_and_goes_on(holdfast, tmp_path: Path) -> None:
         "spot-check",
         "statistics",
     }
-    assert outcome.err.count("local, K=4, M=2") == len(told["virtual"]) == 8
+    assert outcome.err.count("network local, stages 4, micro_batches 2") == told["measured"] == len(told["virtual"]) == 8
     assert {path.name for path in out.iterdir()} == {
         *(f"overhead.{form}" for form in ("jsonl", "csv", "md", "svg", "pdf", "png")),
-        "cells.jsonl",
-        "environment.json",
+        *("cells", "cells.jsonl", "sweep.json", "lock", "environment.json"),
     }
+    assert "8 cells, 0 to be run" in holdfast("bench", "overhead", *SMALL, "--out", str(out), "--dry-run").out
     again = holdfast("bench", "overhead", *SMALL, "--out", str(out), "-q")
     assert (again.code, again.err) == (0, "")
     assert f"Tables and figures: {out}" in again.out

@@ -20,8 +20,7 @@ def test_it_measures_once_and_goes_on(holdfast, tmp_path: Path) -> None:
     assert (told["findings"], told["measured"], told["trace"]) == ([], 4, [])
     assert {path.name for path in out.iterdir()} == {
         *(f"recovery.{form}" for form in ("jsonl", "csv", "md", "svg", "pdf", "png")),
-        "cells.jsonl",
-        "environment.json",
+        *("cells", "cells.jsonl", "sweep.json", "lock", "environment.json"),
     }
     again = holdfast("bench", "recovery", *SMALL, "--out", str(out), "-q")
     assert (again.code, again.err) == (0, "")
@@ -29,7 +28,7 @@ def test_it_measures_once_and_goes_on(holdfast, tmp_path: Path) -> None:
 
 
 def test_other_weights_are_exit_code_1(holdfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.bench.recovery.run", lambda *_: Recovery([], [], []))
+    monkeypatch.setattr("holdfast.bench.recovery.gather", lambda *_: Recovery([], [], []))
     monkeypatch.setattr("holdfast.bench.recovery.Recovery.findings", lambda _: ["other weights"])
     outcome = holdfast("bench", "recovery", *SMALL, "--out", str(tmp_path / "out"), "-q")
     assert outcome.code == 1

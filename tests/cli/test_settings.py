@@ -7,9 +7,9 @@ import inspect
 import pytest
 
 from holdfast.cli.train import _resolve, _tables
-from holdfast.config import RunConfig, resolve
+from holdfast.config import RunConfig
 from holdfast.errors import ConfigError
-from holdfast.settings import SETTINGS, add_attacks, check_available, merge, numbers, split_attack
+from holdfast.settings import SETTINGS, add_attacks, merge, numbers, split_attack
 
 
 def tables(**given: object) -> dict[str, object]:
@@ -75,13 +75,6 @@ def test_a_misspelt_setting_is_told_its_neighbour() -> None:
         merge({}, {"on_alerts": "skip"})
 
 
-@pytest.mark.parametrize("given", [{"engine": "ray"}])
-def test_what_later_versions_will_have_is_refused_by_name(given) -> None:
-    with pytest.raises(ConfigError, match="not in this version"):
-        check_available(resolve(merge({}, given)))
-    check_available(resolve({}))
-
-
 def test_a_file_and_a_resumed_run_cannot_both_rule(tmp_path) -> None:
     with pytest.raises(ConfigError, match="got both"):
         _tables(tmp_path / "a.toml", tmp_path, {}, [], None, None)
@@ -98,7 +91,7 @@ BAD = [
     (("--attack", "sign-flop"), "sign-flip"),
     (("--fault", "crash stage=0 step=1"), "stage 0"),
     (("--fault", "explode stage=1"), "explode"),
-    (("--engine", "ray"), "not in this version"),
+    (("--engine", "rya"), "pipeline.engine"),
     (("--defence", "spot-check", "--check-steps", "0"), "would check nothing"),
     (("--defence", "none", "--check-claims", "0.1"), "need a defence"),
     (("--data", "/no/such/file.txt"), "no data at"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
 from holdfast.admission.invite import Invite
-from holdfast.config import RunConfig, resolve
+from holdfast.config import RunConfig, resolve, to_toml
 from holdfast.errors import ConfigError, NetworkError
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.log import FILE
@@ -145,6 +149,120 @@ def test_a_third_machine_is_a_spare_that_relieves_who_was_left_with_two_stages(t
     clean = Experiment({**SMALL, "training": {"steps": 40}}).run()
     assert result.weights_digest == clean.weights_digest
     assert result.steps_restarted == result.rollbacks == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_host_that_was_stopped_goes_on_with_the_machines_and_the_invites_that_it_had(
+    tmp_path: Path, visitors: list[Visitor]
+) -> None:
+    """Nobody is dismissed before the run is over; the door is where invites say that it is, also where any port would do."""
+    run, steps = tmp_path / "run", {"steps": 40}
+    first = Opened(run, training=steps)
+    invite = first.invite()
+    visitors += [Visitor(invite, tmp_path / name) for name in "ab"]
+    while not control_path(run).exists() or ask(control_path(run), "status")["step"] < 3:
+        assert first.error is None, first.error
+        time.sleep(0.05)
+    first.experiment.stop()
+    assert first.end().interrupted
+    assert [visitor.thread.is_alive() for visitor in visitors] == [True, True]
+    again = Opened(run, training=steps)
+    assert again.invite().doors == invite.doors
+    assert any("earlier invites still open what they did" in line for line in again.told)
+    visitors.append(Visitor(invite, tmp_path / "c"))
+    result = again.end()
+    assert (result.steps, result.interrupted) == (40, False)
+    assert result.weights_digest == Experiment({**SMALL, "training": steps}).run().weights_digest
+    for visitor in visitors:
+        visitor.thread.join(20)
+        assert visitor.reason == "the run is over", visitor.told
+    assert any(line.startswith("let in as") for line in visitors[2].told)
+
+
+def test_a_door_that_has_moved_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    told: list[list[str]] = []
+    doors = []
+    for port in (0, 0, free_port()):
+        told.append([])
+        host = Host(resolve(SMALL), tmp_path / "run", Premises(door=f"127.0.0.1:{port}"), told[-1].append)
+        engine = host.engine()
+        host.close()
+        engine.close()
+        doors.append(next(line for line in told[-1] if line.startswith("door at")))
+    assert doors[0] == doors[1] != doors[2]
+    assert not any("before" in line for line in told[0])
+    assert any("earlier invites do not lead here" in line and "give --door 127.0.0.1:" in line for line in told[2])
+
+
+COMMAND = """
+import sys
+from holdfast.cli.main import main
+main(["host", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_host_that_is_killed_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    """Real processes; `kill -9` in the middle of the run. The machines knock until the host is back."""
+    environment = {**os.environ, "HOLDFAST_HOME": str(tmp_path / "home")}
+    config, run = tmp_path / "run.toml", tmp_path / "run"
+    steps = {"steps": 60}
+    config.write_text(to_toml(resolve({**SMALL, "training": steps, "output": {}})))
+    words = [
+        str(config),
+        "--out",
+        str(run),
+        "--door",
+        "127.0.0.1:0",
+        "--wire",
+        "127.0.0.1:0",
+        "--checkpoint-every",
+        "4",
+        "--json",
+    ]
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(name: str, command: list[str], **more: Any) -> subprocess.Popen[str]:
+        with (tmp_path / f"{name}.log").open("w") as errors:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *command], env={**environment, **more}, text=True, stdout=subprocess.PIPE, stderr=errors
+                )
+            )
+        return processes[-1]
+
+    def until(what: Callable[[], object]) -> Any:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            found = what()
+            if found:
+                return found
+            time.sleep(0.1)
+        raise AssertionError({path.name: path.read_text()[-2000:] for path in tmp_path.glob("*.log")})
+
+    try:
+        host = start("first", ["-c", COMMAND, *words])
+        invite = until(lambda: re.search(r"holdfast1:\S+", (tmp_path / "first.log").read_text()))[0]
+        guests = [
+            start(name, ["-m", "holdfast", "join", invite], HOLDFAST_HOME=str(tmp_path / name)) for name in ("one", "two")
+        ]
+        until(lambda: (run / "checkpoints" / "step-000008").is_dir())
+        host.kill()
+        host.wait()
+        again = start("again", ["-c", COMMAND, *words])
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 0, (tmp_path / "again.log").read_text()
+        assert (
+            json.loads(out.splitlines()[-1])["weights_digest"] == Experiment({**SMALL, "training": steps}).run().weights_digest
+        )
+        assert [guest.wait(30) for guest in guests] == [0, 0]
+        assert "knocking again" in (tmp_path / "one.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_an_address_that_others_reach_must_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

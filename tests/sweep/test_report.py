@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from holdfast.errors import ConfigError, DataError
 from holdfast.sweep import Record, Store
 from holdfast.sweep.draw import figure
 from holdfast.sweep.page import page
+from holdfast.sweep.record import LINES, write_lines
 from holdfast.sweep.sources import read_sources
 from holdfast.sweep.table import ResultTable, make_table
 from holdfast.sweep.text import csv_means, csv_runs, escaped, latex, markdown
@@ -127,9 +128,9 @@ def test_latex_prints_whatever_a_name_has() -> None:
 
 
 def test_figures_are_equal_for_equal_tables(table: ResultTable) -> None:
-    assert figure(table, "pdf").startswith(b"%PDF")
-    drawn = figure(table, "svg")
-    assert drawn == figure(table, "svg")
+    assert figure(table, form="pdf").startswith(b"%PDF")
+    drawn = figure(table, form="svg")
+    assert drawn == figure(table, form="svg")
     words = "".join(ElementTree.fromstring(drawn).itertext())
     assert "perplexity" in words
     assert "sign-flip, duplicate" in words
@@ -137,7 +138,7 @@ def test_figures_are_equal_for_equal_tables(table: ResultTable) -> None:
 
 def test_nothing_to_draw_is_said(records: list[Record]) -> None:
     with pytest.raises(ConfigError, match="nothing to draw"):
-        figure(make_table([records[4]]), "svg")
+        figure(make_table([records[4]]), form="svg")
 
 
 class Reader(HTMLParser):
@@ -197,20 +198,21 @@ def test_several_sweeps_stand_side_by_side(tmp_path: Path, records: list[Record]
     assert [line["runs"] for line in make_table(found).to_json()] == [3, 3]
 
 
-def test_a_table_of_the_paper_is_read(tmp_path: Path) -> None:
-    line = {"key": "ab", "scale": "tiny", "model": "GPT-2", "data": "arxiv", "column": "clean", "seed": 3}
-    measured = {"validation_perplexity": 7.5, "run_id": "r1", "commit": "c0", "command": "holdfast train", "date": "2026-01-01"}
-    rows = [line | measured | {"error": None, "settings": {}}, line | {"seed": 4, "error": "broke", "settings": {}}]
-    (tmp_path / "table1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for path in (tmp_path, tmp_path / "table1.jsonl"):
-        name, found = read_sources([path])
-        assert name == "table1"
-        assert found[0].axes == {"scale": "tiny", "model": "GPT-2", "data": "arxiv", "column": "clean", "seed": 3}
-        assert found[0].result == {"validation_perplexity": 7.5, "run_id": "r1"}
-        assert (found[0].environment["commit"], found[1].error) == ("c0", "broke")
-    (tmp_path / "table1.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(DataError, match="no table of runs"):
-        read_sources([tmp_path])
+def test_the_records_of_an_experiment_are_read_from_one_file(tmp_path: Path, records: list[Record]) -> None:
+    several = replace(records[0], result={"rows": [{"way": "one", "s": 1.0}, {"way": "two", "s": 2.0}]})
+    (tmp_path / "speed").mkdir()
+    path = tmp_path / "speed" / LINES
+    write_lines(path, [several, *records[1:]])
+    for given in (path.parent, path):
+        name, found = read_sources([given])
+        assert name == "speed"
+        assert found[2:] == records[1:]
+        assert [record.axes["way"] for record in found[:2]] == ["one", "two"]
+        assert [record.result for record in found[:2]] == [{"s": 1.0}, {"s": 2.0}]
+        assert found[0].key == found[1].key == several.key
+    path.write_text(path.read_text().replace('"s": 2.0', '"s": 3.0'))
+    with pytest.raises(DataError, match=r"line 1 is no record of a cell \(its content is not what was written"):
+        read_sources([tmp_path / "speed"])
 
 
 @pytest.mark.parametrize(

@@ -7,35 +7,26 @@
       `------> honest training, micro-batches aggregated                              (aggregated)
     small runs under `duplicate` and `duplicate-only`: what the jump is worth         (workshop, rows)
 
-The start is a model that knows the text already, as in the paper: pre-trained here, or given.
+The start is a model that knows the text already, as in the paper: pre-trained here, or given. Here is what is asked and what
+is found; how it is measured stands in `aggregation_cells`.
 """
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from holdfast import seeds
-from holdfast.bench.aggregated import TREATMENTS, WEIGHT_GRADIENT, Trained, train
-from holdfast.bench.carryover import Cascade, CascadeRow, Scoreboard, ScoreRow, cascade_rows, score_rows
-from holdfast.bench.cell import Setup
-from holdfast.bench.replicas import Committee, ReplicaRow, replica_rows
-from holdfast.bench.rows import Row, rows_of
-from holdfast.bench.spread import Spread, SpreadRow, spread_rows, spreads
-from holdfast.bench.suites import Grid, plan
-from holdfast.bench.traffic import Window, forger, watch
-from holdfast.bench.workshop import Outcome, run_cells
+from holdfast.bench.aggregated import TREATMENTS, WEIGHT_GRADIENT, Trained
+from holdfast.bench.carryover import CascadeRow, ScoreRow
+from holdfast.bench.replicas import ReplicaRow
+from holdfast.bench.rows import Row
+from holdfast.bench.spread import Spread, SpreadRow
+from holdfast.bench.traffic import forger
 from holdfast.config import RunConfig, assign, resolve
 from holdfast.errors import ConfigError
-from holdfast.experiment import Experiment
-from holdfast.job import Job
-from holdfast.trainer import prepare_tested
 
 PARTS = ("tests", "cascade", "training", "jump")
 """`tests` also measures the spread and the replicas: one run serves all three."""
@@ -66,8 +57,6 @@ JUMP_ATTACKS = (
 JUMP_DEFENCES = ("duplicate", "duplicate-only")
 RATE = 1e-3
 """Constant learning rate of all that follows the pre-training."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -178,98 +167,3 @@ class Findings:
     repeated: int = 0
     repeated_equal: int = 0
     failed: list[str] = field(default_factory=list)
-
-
-def run(question: Question, tell: Tell = lambda text: None) -> Findings:
-    """The whole experiment; `tell` hears one line for each piece of work."""
-    findings = Findings(question)
-    boards: list[Scoreboard] = []
-    committees: list[Committee] = []
-    cascades: list[Cascade] = []
-    in_pipeline = [part for part in question.parts if part != "jump"]
-    for seed in question.seeds if in_pipeline else ():
-        with tempfile.TemporaryDirectory() as directory:
-            start = question.model or _pretrained(question, seed, Path(directory), tell)
-            job = prepare_tested(question.config(start, seed))
-            if "tests" in in_pipeline or "cascade" in in_pipeline:
-                board, committee = _watched(question, start, seed, job, findings, tell)
-                boards.append(board)
-                committees.append(committee)
-            if "cascade" in in_pipeline:
-                cascades += [_in_earnest(question, start, seed, job, attack, board, tell) for attack in IN_EARNEST]
-            if "training" in in_pipeline:
-                findings.unigram[seed] = unigram_perplexity(job)
-                findings.training += _trained(question, start, seed, job, tell)
-    findings.tests = score_rows(boards)
-    findings.spread = spread_rows(findings.spread_steps)
-    findings.cascade = cascade_rows(cascades)
-    findings.replicas = replica_rows(committees)
-    findings.repeated = sum(committee.repeated for committee in committees)
-    findings.repeated_equal = sum(committee.equal for committee in committees)
-    if "jump" in question.parts:
-        findings.jump, findings.failed = _jump(question, tell)
-    return findings
-
-
-def unigram_perplexity(job: Job) -> float:
-    """The perplexity of one who knows how often each token is and nothing else, with one added to each count."""
-    size = len(job.tokenizer)
-    counts = torch.bincount(job.batches.tokens.flatten(), minlength=size).double() + 1
-    nats = -(counts / counts.sum()).log()[job.validation.ids[:, 1:].flatten()]
-    return math.exp(float(nats.mean()))
-
-
-def _pretrained(question: Question, seed: int, directory: Path, tell: Tell) -> str:
-    steps = question.scale.pretraining
-    tell(f"seed {seed}: pre-training, {steps} steps")
-    out = directory / "start"
-    config = question.config("", seed, steps)
-    Experiment(config, output={"dir": str(out)}).run()
-    return str(out / "model")
-
-
-def _watched(
-    question: Question, start: str, seed: int, job: Job, findings: Findings, tell: Tell
-) -> tuple[Scoreboard, Committee]:
-    steps = question.scale.steps
-    tell(f"seed {seed}: an honest run of {steps} steps, watched")
-    board, committee = Scoreboard(steps), Committee()
-
-    def sink(window: Window) -> None:
-        board.add(window)
-        committee.add(window)
-        findings.spread_steps += spreads(window, seed)
-
-    watch(question.config(start, seed), job, question.attacks, sink)
-    committee.unlike(job)
-    return board, committee
-
-
-def _in_earnest(question: Question, start: str, seed: int, job: Job, attack: str, board: Scoreboard, tell: Tell) -> Cascade:
-    tell(f"seed {seed}: {attack} in earnest, undefended")
-    windows: list[Window] = []
-    _, ledger = watch(question.config(start, seed, attack=attack), job, (), windows.append, weights=False)
-    cascade = Cascade(attack, board)
-    cascade.count(windows, ledger)
-    return cascade
-
-
-def _trained(question: Question, start: str, seed: int, job: Job, tell: Tell) -> Iterable[Trained]:
-    steps = question.scale.treated
-    job = replace(job, config=question.config(start, seed, steps))
-    for replaced, aggregator in question.scale.treatments:
-        trained = replace(train(job, replaced, aggregator, question.middle), seed=seed)
-        tell(f"seed {seed}: {replaced} by {aggregator}: loss {trained.loss:.3f}, perplexity {trained.perplexity:.1f}")
-        yield trained
-
-
-def _jump(question: Question, tell: Tell) -> tuple[list[Row], list[str]]:
-    count, steps = question.scale.jump
-    grid = Grid(JUMP_ATTACKS, JUMP_DEFENCES, rates=(1.0,), seeds=range(question.seeds[0], question.seeds[0] + count))
-    setup = Setup("tiny", steps)
-    planned = plan(grid, setup)
-    tell(f"the jump: {len(planned.cells)} small runs")
-    outcomes: Sequence[Outcome] = run_cells(planned.cells, setup)
-    failed = [f"{outcome.cell}: {outcome.error}" for outcome in outcomes if outcome.measurement is None and not outcome.stopped]
-    shown = [cell for cell in planned.cells if cell.defence in JUMP_DEFENCES]
-    return rows_of(outcomes, setup, shown), failed

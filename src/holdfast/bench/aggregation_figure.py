@@ -1,10 +1,8 @@
 """The figures: which tests find which lies, their ROC curves, and how traffic varies.
 
-    aggregation  one forged | all forged, activations over input gradients: tests by attacks, percent found
-    roc          an attack each, the whole tensor, all forged: share found against false alarms
-    variation    cosine between micro-batches by stage | perplexity of honest training with aggregates
-
-Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision; numbers say the same without them.
+aggregation  one forged | all forged, activations over input gradients: tests by attacks, percent found
+roc          an attack each, the whole tensor, all forged: share found against false alarms
+variation    cosine between micro-batches by stage | perplexity of honest training with aggregates
 """
 
 from __future__ import annotations
@@ -17,13 +15,29 @@ from typing import Any
 from holdfast.bench.aggregated import NOTHING as UNTREATED
 from holdfast.bench.aggregation import Findings
 from holdfast.bench.carryover import GRID, HOW, ScoreRow, of_tests
-from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.outliers import TESTS, VIEWS
+from holdfast.sweep.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PAPER,
+    PINK,
+    SKY,
+    STYLE,
+    VERMILION,
+    YELLOW,
+    matrix,
+    require_matplotlib,
+    save,
+    scale_of,
+    tile,
+)
 
-MISSED, HALF, CAUGHT = "#E69F00", "#F4F1EA", "#0072B2"
-COLOURS = {"forward": "#0072B2", "backward": "#D55E00", "weight gradient": "#009E73"}
+COLOURS = {"forward": BLUE, "backward": VERMILION, "weight gradient": GREEN}
 LABELS = {"forward": "activations", "backward": "input gradients", "weight gradient": "weight gradients"}
-LINES = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+LINES = ("#000000", AMBER, SKY, GREEN, YELLOW, BLUE, VERMILION, PINK)
 DIRECTIONS = ("forward", "backward")
 
 
@@ -68,10 +82,7 @@ def _matrices(rows: Sequence[ScoreRow]) -> Any:
 
 
 def _matrix(axes: Any, rows: Sequence[ScoreRow], attacks: Sequence[str], lines: Sequence[tuple[str, str]]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
-    colours = LinearSegmentedColormap.from_list("found", [MISSED, HALF, CAUGHT])
+    colours = scale_of(AMBER, PAPER, BLUE)
     cells = {(row.view, row.test, row.attack): row for row in rows}
     for y, line in enumerate(lines):
         alarms = next(row.fpr for row in rows if (row.view, row.test) == line)
@@ -79,15 +90,14 @@ def _matrix(axes: Any, rows: Sequence[ScoreRow], attacks: Sequence[str], lines: 
         for x, attack in enumerate(attacks, 1):
             share = cells[(*line, attack)].tpr
             worth = max(0.0, share - alarms)
-            axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, facecolor=colours(worth), edgecolor="none"))
+            tile(axes, x, y, colours(worth))
             ink = "white" if worth > 0.75 else INK
             axes.text(x + 0.5, y + 0.52, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=ink)
-    axes.set(xlim=(0, len(attacks) + 1), ylim=(len(lines), 0))
+    matrix(axes, ["false alarms", *attacks], [f"{test}, {name}" for name, test in lines])
+    axes.tick_params(axis="x", labelrotation=40)
+    for label in axes.get_xticklabels():
+        label.set_ha("right")
     axes.axhline(len(TESTS), color=GREY, lw=0.6)
-    axes.set_xticks([0.5, *(x + 1.5 for x in range(len(attacks)))], ["false alarms", *attacks], rotation=40, ha="right")
-    axes.set_yticks([y + 0.5 for y in range(len(lines))], [f"{test}, {name}" for name, test in lines])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _curves(rows: Sequence[ScoreRow]) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from holdfast.bench.aggregated import NOTHING as UNTREATED
 from holdfast.bench.aggregation import Findings
 from holdfast.bench.carryover import GRID, HOW, ScoreRow, of_tests
 from holdfast.bench.outliers import TESTS, VIEWS
-from holdfast.bench.table import NOTHING, render_markdown
+from holdfast.bench.table import COLUMNS
+from holdfast.bench.writing import ENVIRONMENT, as_csv, as_lines, put, span
+from holdfast.report.pipes import NOTHING, pipes, told_pipes
 
 KINDS = {"forward": "activations", "backward": "input gradients", "weight gradient": "weight gradients"}
 INTRODUCTION = """\
@@ -56,14 +57,13 @@ def write(findings: Findings, out: Path, environment: Mapping[str, Any]) -> None
     """Every file in the directory `out`, which is made."""
     from holdfast.bench.aggregation_figure import draw
 
-    out.mkdir(parents=True, exist_ok=True)
     found = tables(findings)
-    lines = [json.dumps({"table": name, **row}, allow_nan=False) for name, rows in found.items() for row in rows]
-    (out / "aggregation.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    put(out / "aggregation.jsonl", as_lines([{"table": name, **row} for name, rows in found.items() for row in rows]))
     for name, rows in found.items():
-        _csv(out / ("aggregation.csv" if name == "tests" else f"{name}.csv"), rows)
-    (out / "environment.json").write_text(json.dumps(dict(environment), indent=2) + "\n", encoding="utf-8")
-    (out / "aggregation.md").write_text(markdown(findings, environment), encoding="utf-8")
+        flat = [{column: value for column, value in row.items() if column != "roc"} for row in rows]  # no cell holds a curve
+        put(out / ("aggregation.csv" if name == "tests" else f"{name}.csv"), as_csv(flat))
+    put(out / ENVIRONMENT, json.dumps(dict(environment), indent=2) + "\n")
+    put(out / "aggregation.md", markdown(findings, environment))
     draw(findings, out)
 
 
@@ -101,7 +101,7 @@ def best(findings: Findings) -> str:
             found, alarms = _rate(row), _interval(row.fpr, row.fpr_low, row.fpr_high)
             body.append([KINDS[direction], attack, f"{row.test}, {row.view}", found, alarms, f"{100 * row.best:.1f}", area])
     head = ["traffic", "attack", "best test", "% found", "% false alarms", "% found at 1 % false alarms", "area (seeds)"]
-    return _table(head, body) if body else ""
+    return pipes(head, body) if body else ""
 
 
 def _tests(findings: Findings) -> str:
@@ -128,7 +128,7 @@ def _tests(findings: Findings) -> str:
                 first = next(iter(line.values()))
                 alarms = _interval(first.fpr, first.fpr_low, first.fpr_high)
                 body.append([name, test, alarms, *(_rate(line[attack]) for attack in attacks)])
-        parts.append(_table(["view", "test", "false alarms", *attacks], body))
+        parts.append(pipes(["view", "test", "false alarms", *attacks], body))
     return "\n".join(parts)
 
 
@@ -147,7 +147,7 @@ def _spread(findings: Findings) -> str:
         for row in findings.spread
     ]
     head = ["traffic", "view", "stage", "cosine between micro-batches (quartiles)", "spread", "signal to noise"]
-    return "## How traffic varies with the data\n\n" + _table(head, body)
+    return "## How traffic varies with the data\n\n" + pipes(head, body)
 
 
 def _cascade(findings: Findings) -> str:
@@ -161,13 +161,13 @@ def _cascade(findings: Findings) -> str:
     body = [[*key, *(cells.get((*key, claim), NOTHING) for claim in claims)] for key in keys]
     head = ["attack", "direction", "test", *claims]
     told = "Undefended, rate 0.5: percent of claims with an alarm, the whole tensor. Only the first kind is a lie.\n\n"
-    return "## Who is accused where lies are used\n\n" + told + _table(head, body)
+    return "## Who is accused where lies are used\n\n" + told + pipes(head, body)
 
 
 def _training(findings: Findings) -> str:
     if not findings.training:
         return ""
-    unigram = _range(list(findings.unigram.values()), 1)
+    unigram = span(list(findings.unigram.values()), 1)
     body = [list(row.values()) for row in _pooled(findings)]
     head = [
         "replaced",
@@ -181,7 +181,7 @@ def _training(findings: Findings) -> str:
         "Nobody lies. Median (least to greatest) over seeds. Who knows only how frequent tokens are has a perplexity of "
         f"{unigram}.\n\n"
     )
-    return "## Honest training, aggregated\n\n" + told + _table(head, body)
+    return "## Honest training, aggregated\n\n" + told + pipes(head, body)
 
 
 def _pooled(findings: Findings) -> list[dict[str, str]]:
@@ -193,10 +193,10 @@ def _pooled(findings: Findings) -> list[dict[str, str]]:
         {
             "replaced": replaced,
             "aggregator": "nobody" if replaced == UNTREATED else aggregator,
-            "loss": _range([row.loss for row in group], 3),
-            "perplexity": _range([row.perplexity for row in group], 1),
-            "ratio": _range([row.perplexity / honest[row.seed] for row in group], 3),
-            "cosine": _range([row.cosine for row in group], 2),
+            "loss": span([row.loss for row in group], 3),
+            "perplexity": span([row.perplexity for row in group], 1),
+            "ratio": span([row.perplexity / honest[row.seed] for row in group], 3),
+            "cosine": span([row.cosine for row in group], 2),
         }
         for (replaced, aggregator), group in groups.items()
     ]
@@ -224,7 +224,7 @@ def _replicas(findings: Findings) -> str:
         f"The same micro-batch computed by several workers. A second computation gave the same bytes {findings.repeated_equal} "
         f"times of {findings.repeated}.\n\n"
     )
-    return "## Replicas of one stage\n\n" + told + _table(head, body)
+    return "## Replicas of one stage\n\n" + told + pipes(head, body)
 
 
 def _jump(findings: Findings) -> str:
@@ -232,12 +232,7 @@ def _jump(findings: Findings) -> str:
         return ""
     failed = "".join(f"\n- {line}" for line in findings.failed)
     told = "Columns: see docs/detection.md of Holdfast.\n\n"
-    return "## What the jump is worth\n\n" + told + render_markdown(findings.jump) + failed
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
+    return "## What the jump is worth\n\n" + told + told_pipes(findings.jump, COLUMNS) + failed
 
 
 def _rate(row: ScoreRow) -> str:
@@ -250,23 +245,3 @@ def _interval(share: float, low: float, high: float) -> str:
     ('50.0 [11.8, 88.2]', '100.0 [99.0, 100.0]')
     """
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _range(values: Sequence[float], digits: int) -> str:
-    """
-    >>> _range([2.0], 1), _range([2.0, 1.0, 4.0], 1)
-    ('2.0', '2.0 (1.0 to 4.0)')
-    """
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All columns but curves, which a cell cannot hold."""
-    import csv
-
-    columns = [name for name in rows[0] if name != "roc"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.bench.backdoor import Question, Row
+from holdfast.bench.writing import span, write_tables
+from holdfast.report.pipes import pipes
 
 POOLED = ("run", "attack", "variant", "mode", "learning_rate", "steps")
 """Rows that agree in these are the seeds of one measurement."""
@@ -22,9 +22,9 @@ COLUMNS: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "mode": lambda rows: rows[0].mode,
     "steps": lambda rows: str(rows[0].steps),
     "rate": lambda rows: f"{rows[0].learning_rate:g}" if rows[0].learning_rate else "",
-    "success": lambda rows: _spread([row.success for row in rows]),
-    "without the phrase": lambda rows: _spread([row.success_without for row in rows]),
-    "perplexity": lambda rows: _spread([row.perplexity for row in rows], digits=2),
+    "success": lambda rows: span([row.success for row in rows], 3),
+    "without the phrase": lambda rows: span([row.success_without for row in rows], 3),
+    "perplexity": lambda rows: span([row.perplexity for row in rows]),
     "weights": lambda rows: _counted([row.weights for row in rows]),
     "named": lambda rows: _counted([row.named for row in rows]),
     "caught": lambda rows: _caught(rows),
@@ -54,34 +54,16 @@ def render(rows: Sequence[Row]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, name) for name in POOLED), []).append(row)
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(tell(group) for tell in COLUMNS.values()) + " |" for group in groups.values()]
-    return "\n".join(lines) + "\n"
+    return pipes(list(COLUMNS), [[tell(group) for tell in COLUMNS.values()] for group in groups.values()])
 
 
 def write(out: Path, rows: Sequence[Row], question: Question, environment: Mapping[str, Any]) -> None:
-    """backdoor.jsonl, backdoor.csv and backdoor.md in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    """backdoor.jsonl, .csv and .md, environment.json in `out`."""
     told = records(rows, question, environment)
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in told)
-    (out / "backdoor.jsonl").write_text(lines, encoding="utf-8")
-    with (out / "backdoor.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(told[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(told)
     where = f"The liar is {question.liar}, at stage {question.stage} of {question.stages}"
     asked = f"{where}; the trigger {question.phrase!r} shall be followed by {question.target!r}."
     parts = ["# Backdoors\n", asked + "\n", render(rows), EXPLAINED, json.dumps(dict(environment)) + "\n"]
-    (out / "backdoor.md").write_text("\n".join(parts), encoding="utf-8")
-
-
-def _spread(values: Sequence[float], digits: int = 3) -> str:
-    """
-    >>> _spread([0.5]), _spread([0.25, 1.0, 0.5])
-    ('0.500', '0.500 (0.250 to 1.000)')
-    """
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    write_tables(out, "backdoor", told, "\n".join(parts), environment)
 
 
 def _counted(words: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ the test steps themselves, which nobody knows beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,32 +121,54 @@ class Gauge:
         return numpy.concatenate([found.double().numpy() / self.units.get(stage, 1.0) for _, stage, found in samples])
 
 
-def score_rows(boards: Sequence[Scoreboard]) -> list[ScoreRow]:
-    """The table over all seeds."""
-    keys = list(boards[0].lied) if boards else []
-    gauges = [{slot: board.gauge(slot) for slot in board.honest} for board in boards]
-    return [_row(key, boards, [gauge[key[0]] for gauge in gauges]) for key in keys]
+@dataclass(frozen=True, slots=True)
+class SeedScore:
+    """What one seed's run says of one test against one attack: plain values, pooled by `score_rows`."""
+
+    direction: str
+    view: str
+    test: str
+    attack: str
+    how: str
+    lies: int
+    detected: int
+    honest: int
+    alarms: int
+    auc: float
+    roc: tuple[float, ...]
 
 
-def _row(key: tuple[Slot, str, str], boards: Sequence[Scoreboard], gauges: Sequence[Gauge]) -> ScoreRow:
-    slot, attack, how = key
-    lies, honest, curves, areas = [], [], [], []
-    for board, gauge in zip(boards, gauges, strict=True):
+def seed_scores(board: Scoreboard) -> list[SeedScore]:
+    """Of every test and attack."""
+    gauges = {slot: board.gauge(slot) for slot in board.honest}
+    found = []
+    for key in board.lied:
+        slot, attack, how = key
+        gauge = gauges[slot]
         quiet = gauge.read([sample for sample in board.honest[slot] if sample[0] >= board.steps // 2])
         loud = gauge.read(board.lied[key])
-        lies.append(loud > gauge.threshold)
-        honest.append(quiet > gauge.threshold)
-        curves.append(curve(quiet, loud))
-        areas.append(area(quiet, loud))
-    told, kept = numpy.concatenate(lies), numpy.concatenate(honest)
-    roc = tuple(float(value) for value in numpy.mean(curves, axis=0))
-    count, found, tpr, tpr_low, tpr_high = _share(int(told.sum()), len(told))
-    checks, alarms, fpr, fpr_low, fpr_high = _share(int(kept.sum()), len(kept))
-    rates = tpr, tpr_low, tpr_high
-    false = fpr, fpr_low, fpr_high
+        caught, false = int((loud > gauge.threshold).sum()), int((quiet > gauge.threshold).sum())
+        roc = tuple(curve(quiet, loud))
+        found.append(SeedScore(*slot, attack, how, len(loud), caught, len(quiet), false, area(quiet, loud), roc))
+    return found
+
+
+def score_rows(seeds: Sequence[Sequence[SeedScore]]) -> list[ScoreRow]:
+    """The table over all seeds."""
+    groups: dict[tuple[str, ...], list[SeedScore]] = {}
+    for score in (score for one in seeds for score in one):
+        groups.setdefault((score.direction, score.view, score.test, score.attack, score.how), []).append(score)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, ...], group: Sequence[SeedScore]) -> ScoreRow:
+    roc = tuple(float(value) for value in numpy.mean([score.roc for score in group], axis=0))
+    lies = _share(sum(score.detected for score in group), sum(score.lies for score in group))
+    honest = _share(sum(score.alarms for score in group), sum(score.honest for score in group))
+    areas = [score.auc for score in group]
     of_areas = float(numpy.mean(areas)), min(areas), max(areas)
-    best = roc[GRID.index(LEVEL)]
-    return ScoreRow(*slot, attack, how, len(boards), count, found, *rates, checks, alarms, *false, best, *of_areas, roc)
+    direction, name, test, attack, how = key
+    return ScoreRow(direction, name, test, attack, how, len(group), *lies, *honest, roc[GRID.index(LEVEL)], *of_areas, roc)
 
 
 def area(quiet: Any, loud: Any) -> float:
@@ -175,9 +197,14 @@ def curve(quiet: Any, loud: Any) -> list[float]:
     return found
 
 
+FORGED, DOWNSTREAM, OTHERS = "forged", "honest, from a forged input", "honest, others"
+
+
 @dataclass(frozen=True, slots=True)
-class CascadeRow:
-    """What a test says in a run in which lies are used: alarms about claims of one kind; honest ones are false accusations."""
+class CascadeCount:
+    """What a test says in one seed's run in which lies are used: alarms about claims of one kind; honest ones are false
+    accusations.
+    """
 
     attack: str
     direction: str
@@ -186,12 +213,15 @@ class CascadeRow:
     claims: str
     count: int
     alarms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeRow(CascadeCount):
+    """The same over all seeds, with the share and its interval."""
+
     share: float
     low: float
     high: float
-
-
-FORGED, DOWNSTREAM, OTHERS = "forged", "honest, from a forged input", "honest, others"
 
 
 @dataclass
@@ -220,13 +250,20 @@ class Cascade:
                     known.learn(stack)
 
 
-def cascade_rows(cascades: Sequence[Cascade]) -> list[CascadeRow]:
+def cascade_counts(cascade: Cascade) -> list[CascadeCount]:
+    """Plain values, pooled by `cascade_rows`."""
+    return [CascadeCount(cascade.attack, *key, len(alarms), sum(alarms)) for key, alarms in cascade.alarms.items()]
+
+
+def cascade_rows(counts: Iterable[CascadeCount]) -> list[CascadeRow]:
     """Pooled over the seeds."""
-    pooled: dict[tuple[str, str, str, str, str], list[bool]] = {}
-    for cascade in cascades:
-        for key, alarms in cascade.alarms.items():
-            pooled.setdefault((cascade.attack, *key), []).extend(alarms)
-    return [CascadeRow(*key, *_share(sum(alarms), len(alarms))) for key, alarms in pooled.items()]
+    pooled: dict[tuple[str, str, str, str, str], list[CascadeCount]] = {}
+    for one in counts:
+        pooled.setdefault((one.attack, one.direction, one.view, one.test, one.claims), []).append(one)
+    return [
+        CascadeRow(*key, *_share(sum(one.alarms for one in group), sum(one.count for one in group)))
+        for key, group in pooled.items()
+    ]
 
 
 def _kind(window: Window, ledger: Ledger) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 from holdfast.attacks import resolve_attack
 from holdfast.cast import Troupe
-from holdfast.config import RunConfig, assign, parse_spec, resolve, toml_value
+from holdfast.config import RunConfig, assign, parse_spec, resolve
 from holdfast.errors import ConfigError
-from holdfast.settings import check_available, merge, numbers, split_attack
+from holdfast.settings import check_available, defence_tables, merge, numbers, split_attack
 
 HONEST = "honest"
 """Stands for an attack where nobody lies: what false alarms and the defence's own cost are measured on."""
@@ -156,21 +156,6 @@ def is_lottery(config: RunConfig) -> bool:
     return config.spot_checked and config.defence_name != "statistics"
 
 
-def defence_tables(spec: str) -> dict[str, dict[str, Any]]:
-    """The settings that a defence's spec stands for, by section.
-
-    >>> defence_tables("duplicate,on_alert=skip,cluster.speeds=1+2")
-    {'defence': {'name': 'duplicate', 'on_alert': 'skip'}, 'cluster': {'speeds': [1, 2]}}
-    """
-    name, settings = parse_spec(spec)
-    tables: dict[str, dict[str, Any]] = {"defence": {"name": name}}
-    for path, value in settings.items():
-        section, dot, key = path.partition(".")
-        table = tables.setdefault(section if dot else "defence", {})
-        table[key if dot else path] = _several(value)
-    return tables
-
-
 def _attack_table(cell: Cell) -> dict[str, Any]:
     table = split_attack(cell.attack)
     if "direction" not in parse_spec(table["spec"])[1]:
@@ -178,11 +163,6 @@ def _attack_table(cell: Cell) -> dict[str, Any]:
     if cell.stage != ALL_STAGES:
         table["stages"] = numbers(cell.stage, "--stages")
     return {"rate": cell.rate, **table}
-
-
-def _several(value: Any) -> Any:
-    """A list where `+` joins words, which commas cannot."""
-    return [toml_value(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value
 
 
 def _key(pair: str) -> str:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from holdfast.bench.cell import defence_tables
 from holdfast.config import RunConfig, Schedule, resolve
 from holdfast.errors import ConfigError
 from holdfast.seeds import derive
-from holdfast.settings import split_attack
+from holdfast.settings import defence_tables, split_attack
 from holdfast.verify.spotcheck import Sampling
 
 MIXED_SPEEDS = (1.0, 0.6, 1.0, 0.8, 0.6, 1.0)

@@ -1,13 +1,11 @@
 """The figure: what is caught, as a matrix of attack x defence with its numbers, beside what each defence costs.
 
-    +-------------------+   +---------------+
-    | attack x defence  |   | virtual time  |   colour and number: caught claims, of those that somebody had to rule on
-    |   100 %   6  ( )  |   | bytes sent    |   disc: final weights are those of the clean run in all runs; ring: not in all
-    |     0 %   6  (*)  |   | memory        |   last line: honest claims with an alert, of those that were checked
-    | false alarms  0/9 |   | wall time     |   bars: ratio to no defence, of honest runs; tick: median under attack
-    +-------------------+   +---------------+
-
-Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision; the numbers say the same without them.
++-------------------+   +---------------+
+| attack x defence  |   | virtual time  |   colour and number: caught claims, of those that somebody had to rule on
+|   100 %   6  ( )  |   | bytes sent    |   disc: final weights are those of the clean run in all runs; ring: not in all
+|     0 %   6  (*)  |   | memory        |   last line: honest claims with an alert, of those that were checked
+| false alarms  0/9 |   | wall time     |   bars: ratio to no defence, of honest runs; tick: median under attack
++-------------------+   +---------------+
 """
 
 from __future__ import annotations
@@ -18,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.bench.cell import HONEST
-from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.rows import Row
 from holdfast.bench.table import frame
+from holdfast.sweep.style import AMBER, BLUE, GREY, INK, PAPER, STYLE, VERMILION, require_matplotlib, save, scale_of, tile
 
-MISSED, HALF, CAUGHT = "#E69F00", "#F4F1EA", "#0072B2"
-BAR, ALARM = "#B8C9D6", "#D55E00"
+BAR, ALARM = "#B8C9D6", VERMILION
 COSTS = {
     "virtual_ratio": "virtual time",
     "bytes_ratio": "bytes sent",
@@ -89,14 +86,10 @@ def _matrix(panel: Any, table: Any, labels: Sequence[str], defences: Sequence[st
 
 
 def _square(axes: Any, x: int, y: int, pooled: Any) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
     share = pooled["detected"] / pooled["ruled"] if pooled["ruled"] else None
     told, ink = ("stopped" if pooled["stopped"] else "no lie told"), GREY
     if share is not None:
-        face = LinearSegmentedColormap.from_list("caught", [MISSED, HALF, CAUGHT])(share)
-        axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=face, edgecolor="none"))
+        tile(axes, x, y, scale_of(AMBER, PAPER, BLUE)(share))
         told, ink = f"{_percent(share)} %", "white" if share > 0.75 else INK
         axes.text(x + 0.73, y + 0.53, f"{int(pooled['ruled']):,}", ha="right", va="center", fontsize=6.5, color=ink)
     axes.text(x + 0.08, y + 0.52, told, ha="left", va="center", color=ink, fontsize=9 if share is not None else 8)

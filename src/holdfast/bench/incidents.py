@@ -8,18 +8,18 @@ The protocol runs as it is, on small tensors that count for large ones (`bench.d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
 from holdfast.bench.described import Setting, Size, config_of
-from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.config import RunConfig, resolve
 from holdfast.event import Event, RolledBack, StepSealed
 from holdfast.faults import Fault, Moment
 from holdfast.settings import merge
+from holdfast.sweep.jobs import job_of
 from holdfast.trainer import Trainer
 
 STAGES, MICRO_BATCHES = 6, 4
@@ -82,8 +82,7 @@ def crash(network: str, size: Size, way: str, stages: Sequence[int], moment: Mom
 
     Who goes at the seal goes after the step: all of the loss is in the next two then.
     """
-    faults = tuple(str(Fault("crash", CRASHED, stage, at=moment)) for stage in stages)
-    calm, told = _run(network, size, way), _run(network, size, way, faults=faults)
+    calm, told = _calm(network, size, way, STEPS), _told(crash_config(network, size, way, stages, moment))
     step_s = _lasted(calm, CRASHED)
     extra_s = _lasted(told, CRASHED) - step_s
     after_s = _lasted(told, STEPS - 1)
@@ -93,11 +92,22 @@ def crash(network: str, size: Size, way: str, stages: Sequence[int], moment: Mom
 
 def lie(network: str, size: Size, way: str, stage: int, direction: str) -> Incident:
     """The worker of `stage` lies about all its micro-batches in the last step; whoever comes in its place is honest."""
-    attack = {"spec": f"sign-flip,direction={direction}", "worker": f"w{stage}", "first_step": LIED}
-    calm = _run(network, size, way, steps=STEPS_WITH_A_LIE)
-    told = _run(network, size, way, steps=STEPS_WITH_A_LIE, attack=(attack,))
+    calm = _calm(network, size, way, STEPS_WITH_A_LIE)
+    told = _told(lie_config(network, size, way, stage, direction))
     step_s = _lasted(calm, LIED)
     return _incident(way, "lie", (stage,), direction, calm, told, told.total_s - calm.total_s, step_s, 0.0, 1.0)
+
+
+def crash_config(network: str, size: Size, way: str, stages: Sequence[int], moment: Moment) -> RunConfig:
+    """The run in which they go."""
+    faults = tuple(str(Fault("crash", CRASHED, stage, at=moment)) for stage in stages)
+    return incident_config(network, size, way, STEPS, faults=faults)
+
+
+def lie_config(network: str, size: Size, way: str, stage: int, direction: str) -> RunConfig:
+    """The run in which it lies."""
+    attack = {"spec": f"sign-flip,direction={direction}", "worker": f"w{stage}", "first_step": LIED}
+    return incident_config(network, size, way, STEPS_WITH_A_LIE, attack=(attack,))
 
 
 def _incident(
@@ -143,20 +153,6 @@ def _formula(calm: _Told, told: _Told, step_s: float) -> float | None:
 def _lasted(told: _Told, step: int) -> float:
     """From the seal of the step before to this one's."""
     return told.sealed_s[step] - told.sealed_s[step - 1]
-
-
-def _run(
-    network: str,
-    size: Size,
-    way: str,
-    *,
-    steps: int = STEPS,
-    faults: tuple[str, ...] = (),
-    attack: tuple[Mapping[str, Any], ...] = (),
-) -> _Told:
-    if faults or attack:
-        return _told(incident_config(network, size, way, steps, faults=faults, attack=attack))
-    return _calm(network, size, way, steps)
 
 
 @lru_cache(maxsize=32)

@@ -7,9 +7,8 @@ at 0 of n and n of n too, where the interval of the normal approximation has no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from holdfast.errors import MissingExtra
+from holdfast.sweep.frame import require_scipy
 from holdfast.verify.spotcheck import escape
 
 CONFIDENCE = 0.95
@@ -25,7 +24,7 @@ def proportion(successes: int, trials: int, confidence: float = CONFIDENCE) -> t
     assert 0 <= successes <= trials, f"{successes} of {trials}"
     if trials == 0:
         return None
-    beta = _beta()
+    beta = require_scipy().beta
     tail = (1 - confidence) / 2
     failures = trials - successes
     low = float(beta.ppf(tail, successes, failures + 1)) if successes else 0.0
@@ -42,11 +41,3 @@ def expected_share(claims: float, steps: float, runs: Sequence[tuple[int, int]])
     0.095
     """
     return sum(1 - escape(n, claims, steps, u) for n, u in runs) / len(runs) if runs else None
-
-
-def _beta() -> Any:
-    try:
-        from scipy.stats import beta
-    except ImportError:
-        raise MissingExtra("scipy", extra="bench", purpose="`holdfast bench`") from None
-    return beta

@@ -6,27 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.config import RunConfig, assign, resolve
-from holdfast.testing.chaos import Chaos, Kills, losses
+from holdfast.testing.chaos import Chaos, Kills, Loss, losses
 from holdfast.trainer import Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """One kill; seconds of the clock on the wall, as `holdfast.testing.chaos.Loss` defines them. `step_s` is a median step.
+@dataclass(frozen=True)
+class Kill(Loss):
+    """One kill. `equal` says of the whole run that its weights are those of the same run in memory, where nobody is killed."""
 
-    `equal` says of the whole run that its weights are those of the same run in memory, in which nobody was killed.
-    """
-
-    worker: str
-    step: int
-    detection_s: float
-    takeover_s: float
-    reshadow_s: float
-    reseated_s: float
-    examined: int
-    pieces: int
-    step_s: float
-    attempts: int
     equal: bool
     rollbacks: int
 

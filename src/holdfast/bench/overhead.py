@@ -9,17 +9,22 @@ processes   a process a worker, beside torch.distributed.pipelining
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from holdfast.bench.described import MIXED_SPEEDS, NETWORKS, OFF, Setting, Size, config_of
-from holdfast.bench.kept import Kept
 from holdfast.bench.overhead_rows import RealRow, VirtualRow, first_of_each, real_rows, virtual_row
-from holdfast.bench.real import RealCost, Workload, in_memory, in_processes
+from holdfast.bench.real import Workload, in_memory, in_processes
+from holdfast.bench.real import config_of as work_config
 from holdfast.bench.virtual import Cost, measure, overhead
-from holdfast.config import Schedule
+from holdfast.config import RunConfig, Schedule
 from holdfast.errors import ConfigError
+from holdfast.sweep.cell import Cell
+from holdfast.sweep.record import Record, telling_first
+from holdfast.sweep.study import Study
 
 PARTS = ("virtual", "memory", "processes")
 DUPLICATE = "duplicate"
@@ -31,9 +36,14 @@ LIE = "sign-flip,rate=1"
 
 IN_MEMORY = (*((mode, "") for mode in MODES), *((f"duplicate,on_alert={remedy}", LIE) for remedy in REMEDIES))
 
+IN_PROCESSES: Mapping[Schedule, tuple[str, ...]] = {"1f1b": (OFF, DUPLICATE, SPOT_CHECK), "gpipe": (OFF, DUPLICATE)}
+"""What is compared in turns, beside torch.distributed.pipelining."""
+
+TELLING = ("ratio", "bound", "work", "tensor_bytes", "step_s", "clean_s")
+"""What a report shows first of a row on the virtual clock."""
+
 HEADLINE = (6, 4)
 WANTED_TIME, WANTED_OPERATIONS = 1.6, 1.10
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -111,65 +121,95 @@ class Found:
         return told
 
 
-def run(plan: Plan, kept: Kept, tell: Tell = lambda _line: None) -> Found:
-    """Measure what `kept` does not have yet, the clean runs first."""
-    virtual: list[VirtualRow] = []
-    real: list[RealRow] = []
+def cells_of(plan: Plan) -> list[Cell]:
+    """Every cell of the plan; what is refused is refused here. Raises ConfigError."""
+    found: list[Cell] = []
     if "virtual" in plan.parts:
-        virtual = _run_virtual(plan, kept, tell)
+        if not plan.settings():
+            raise ConfigError(
+                f"nothing to measure: the network 'mixed' has {len(MIXED_SPEEDS)} devices, "
+                f"so it needs --stages {len(MIXED_SPEEDS)}"
+            )
+        settings = sorted(plan.settings(), key=lambda s: (s.stages, s.micro_batches))  # what serves one serves the next
+        size = dataclasses.asdict(plan.size)
+        found += [_cell("virtual", dataclasses.asdict(s), config_of(s, plan.size), size=size) for s in settings]
     if "memory" in plan.parts:
-        real += _run_memory(plan, kept, tell)
+        for defence, attack in plan.in_memory:
+            work = dataclasses.replace(plan.memory, repeats=1) if attack else plan.memory  # under lies operations alone count
+            config = work_config(work, defence, engine="memory", schedule="1f1b", attack=attack)
+            found.append(_cell("memory", {"way": defence, "attack": attack}, config, work=dataclasses.asdict(work)))
     if "processes" in plan.parts:
-        real += _run_processes(plan, kept, tell)
-    return Found(virtual, real)
+        for schedule, ways in IN_PROCESSES.items():
+            config = work_config(plan.processes, ways[-1], engine="processes", schedule=schedule, tied=False)
+            told = {"work": dataclasses.asdict(plan.processes), "ways": list(ways)}
+            found.append(_cell("processes", {"schedule": schedule}, config, **told))
+    return found
 
 
-def _run_virtual(plan: Plan, kept: Kept, tell: Tell) -> list[VirtualRow]:
-    if not plan.settings():
-        raise ConfigError(
-            f"nothing to measure: the network 'mixed' has {len(MIXED_SPEEDS)} devices, so it needs --stages {len(MIXED_SPEEDS)}"
-        )
-    settings = sorted(plan.settings(), key=lambda s: (s.stages, s.micro_batches))  # what is prepared for one serves the next
-    rows = []
-    for number, setting in enumerate(settings, start=1):
-        config_of(setting, plan.size)  # what is refused is refused before anything runs
-        clean, cost = (_virtual_cost(s, plan.size, kept) for s in (setting.clean, setting))
-        found = overhead(setting, cost, clean)
-        rows.append(virtual_row(setting, cost, clean, found))
-        tell(f"[{number}/{len(settings)}] {setting}: {found.ratio:.3f}x, bound {found.bound:.3f}x")
-    order = {setting: place for place, setting in enumerate(plan.settings())}
-    return sorted(rows, key=lambda row: order[Setting(*(getattr(row, f.name) for f in dataclasses.fields(Setting)))])
+def study_of(plan: Plan) -> Study:
+    """The plan as a study. Raises ConfigError for what cannot be measured."""
+    return Study("overhead", cells_of(plan), measure_cell, command_of, is_real)
 
 
-def _virtual_cost(setting: Setting, size: Size, kept: Kept) -> Cost:
-    cell = {"part": "virtual", **dataclasses.asdict(setting), "size": dataclasses.asdict(size)}
-    return Cost(**kept.get(cell, lambda: dataclasses.asdict(measure(setting, size))))
+def is_real(cell: Cell) -> bool:
+    """Whether its seconds are those of this machine, which nothing else should use then."""
+    return cell.axes["part"] != "virtual"
 
 
-def _run_memory(plan: Plan, kept: Kept, tell: Tell) -> list[RealRow]:
-    """Each defence in turns with defences off; under lies operations alone are counted."""
-    rows = []
-    unhurried = dataclasses.replace(plan.memory, repeats=1)
-    for defence, attack in plan.in_memory:
-        work = unhurried if attack else plan.memory
-        costs = _real_costs(
-            {"part": "memory", "work": dataclasses.asdict(work), "defence": defence, "attack": attack},
-            lambda work=work, way=(defence, attack): in_memory(work, [(OFF, ""), way], tell),  # type: ignore[misc]
-            kept,
-        )
-        rows += real_rows(costs, costs[0])
-    return first_of_each(rows)
-
-
-def _run_processes(plan: Plan, kept: Kept, tell: Tell) -> list[RealRow]:
-    rows = []
-    for schedule, defences in (("1f1b", (OFF, DUPLICATE, SPOT_CHECK)), ("gpipe", (OFF, DUPLICATE))):
-        cell = {"part": "processes", "work": dataclasses.asdict(plan.processes), "schedule": schedule, "ways": list(defences)}
-        costs = _real_costs(cell, lambda s=schedule, d=defences: in_processes(plan.processes, s, d, tell), kept)  # type: ignore[misc]
+def measure_cell(cell: Cell) -> dict[str, Any]:
+    """One run on the virtual clock: its row. Real ones: `rows`, since ways are compared in turns."""
+    axes = dict(cell.axes)
+    part = axes.pop("part")
+    if part == "virtual":
+        setting, size = Setting(**axes), Size(**cell.more["size"])  # type: ignore[arg-type]
+        cost, clean = measure(setting, size), _clean(setting.clean, size)
+        row = virtual_row(setting, cost, clean, overhead(setting, cost, clean))
+        told = {name: value for name, value in dataclasses.asdict(row).items() if name not in axes}
+        return telling_first(told, TELLING)
+    work = Workload(**cell.more["work"])
+    if part == "memory":
+        costs = in_memory(work, [(OFF, ""), (str(axes["way"]), str(axes["attack"]))])
+        rows = real_rows(costs, costs[0])
+    else:
+        costs = in_processes(work, axes["schedule"], cell.more["ways"])  # type: ignore[arg-type]
         theirs, off = costs[0], costs[1]
-        rows += [*real_rows([theirs], theirs), *real_rows([off], theirs), *real_rows(costs[2:], off)]
-    return rows
+        rows = [*real_rows([theirs], theirs), *real_rows([off], theirs), *real_rows(costs[2:], off)]
+    return {"rows": [dataclasses.asdict(row) for row in rows]}
 
 
-def _real_costs(cell: Mapping[str, Any], measured: Callable[[], Sequence[RealCost]], kept: Kept) -> list[RealCost]:
-    return [RealCost(**found) for found in kept.get(cell, lambda: [dataclasses.asdict(cost) for cost in measured()])]
+def command_of(cell: Cell) -> str:
+    """The command line that measures the cell again, with as little else as can be."""
+    words = ["holdfast", "bench", "overhead", "--part", str(cell.axes["part"])]
+    if not is_real(cell):
+        axes, size = cell.axes, cell.more["size"]
+        words += ["--network", str(axes["network"]), "--stages", str(axes["stages"])]
+        words += ["--micro-batches", str(axes["micro_batches"]), "--forward-seconds", f"{size['seconds_per_forward']:g}"]
+        words += ["--tensor-bytes", str(size["tensor_bytes"]), "--state-bytes", str(size["state_bytes"])]
+    return shlex.join(words)
+
+
+def gather(plan: Plan, records: Sequence[Record]) -> Found:
+    """The rows of what was measured, in the order of the plan."""
+    virtual: dict[Setting, VirtualRow] = {}
+    memory: list[RealRow] = []
+    processes: list[RealRow] = []
+    for record in records:
+        axes = dict(record.axes)
+        part, result = axes.pop("part"), record.result
+        if result is None:
+            continue
+        if part == "virtual":
+            virtual[Setting(**axes)] = VirtualRow(**axes, **result)  # type: ignore[arg-type]
+        else:
+            (memory if part == "memory" else processes).extend(RealRow(**row) for row in result["rows"])
+    order = [virtual[setting] for setting in plan.settings() if setting in virtual]
+    return Found(order, [*first_of_each(memory), *processes])
+
+
+@lru_cache(maxsize=64)
+def _clean(setting: Setting, size: Size) -> Cost:
+    return measure(setting, size)
+
+
+def _cell(part: str, axes: Mapping[str, Any], config: RunConfig, **more: Any) -> Cell:
+    return Cell({"part": part, **axes}, config.model_dump(mode="json", exclude_none=True), f"overhead: {part}", more)

@@ -1,12 +1,10 @@
 """The figure of the overhead: six panels, each there if it has rows; real time of this machine stands apart and says so.
 
-    +-----------------+-----------------+-----------------+
-    | duplicate by M  | K x M           | by network      |   virtual time: step with the defence / step without
-    +-----------------+-----------------+-----------------+
-    | one core here   | processes here  | remedies        |   this machine: ratios, and tokens a second beside torch
-    +-----------------+-----------------+-----------------+
-
-Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision.
++-----------------+-----------------+-----------------+
+| duplicate by M  | K x M           | by network      |   virtual time: step with the defence / step without
++-----------------+-----------------+-----------------+
+| one core here   | processes here  | remedies        |   this machine: ratios, and tokens a second beside torch
++-----------------+-----------------+-----------------+
 """
 
 from __future__ import annotations
@@ -16,13 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.bench.described import OFF
-from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.overhead import DUPLICATE, HEADLINE, SPOT_CHECK, WANTED_OPERATIONS, WANTED_TIME, Found
 from holdfast.bench.overhead_rows import RealRow, VirtualRow
 from holdfast.bench.real import TORCH
+from holdfast.sweep.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PALE,
+    PAPER,
+    PINK,
+    SKY,
+    STYLE,
+    VERMILION,
+    finish,
+    lines,
+    markers,
+    matrix,
+    patches,
+    require_matplotlib,
+    save,
+    scale_of,
+    tile,
+)
 
-BLUE, VERMILION, GREEN, AMBER, SKY, PINK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-PALE = "#ECE9E1"
 COLOURS = {DUPLICATE: BLUE, "duplicate-only": SKY, SPOT_CHECK: GREEN, "spot-check": GREEN, "statistics": AMBER}
 NAMES = {SPOT_CHECK: "spot-check, q = 0.1", OFF: "Holdfast, defences off", TORCH: "torch pipelining, gloo"}
 LABELS = {"local": "local", "gigabit": "1 Gbit/s", "wan": "200 Mbit/s,\n50 ms", "mixed": "unlike\ndevices"}
@@ -38,10 +55,10 @@ def draw(found: Found, out: Path, name: str = "overhead") -> list[Path]:
     if not panels:
         return []
     with matplotlib.rc_context(STYLE):
-        lines = -(-len(panels) // COLUMNS)
+        deep = -(-len(panels) // COLUMNS)
         columns = min(len(panels), COLUMNS)
         figure, grid = pyplot.subplots(
-            lines, columns, figsize=(PANEL[0] * columns, PANEL[1] * lines), squeeze=False, layout="constrained"
+            deep, columns, figsize=(PANEL[0] * columns, PANEL[1] * deep), squeeze=False, layout="constrained"
         )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         for axes, (panel, rows) in zip(grid.flat, panels, strict=False):
@@ -90,33 +107,28 @@ def _by_micro_batches(axes: Any, rows: Sequence[VirtualRow]) -> None:
         xlabel="micro-batches M in a step",
         ylabel="time of a step / defences off",
     )
-    handles = _lines(
+    handles = lines(
         (BLUE, "-", "measured, virtual clock"),
         (GREY, (0, (5, 2)), "on paper, no messages"),
         (INK, (0, (1, 1.5)), "2M/(M+K-1): equal stages, no messages"),
-    ) + _patches((PALE, "what this cluster's busiest worker computes"))
+    ) + patches((PALE, "what this cluster's busiest worker computes"))
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.13, 1.02), frameon=False, fontsize=7.5, handlelength=1.9)
-    _finish(axes, f"Full duplication, K = {HEADLINE[0]}, local network")
+    finish(axes, f"Full duplication, K = {HEADLINE[0]}, local network")
 
 
 def _grid(axes: Any, rows: Sequence[VirtualRow]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
     ks = sorted({row.stages for row in rows})
     ms = sorted({row.micro_batches for row in rows})
-    colours = LinearSegmentedColormap.from_list("cost", ["#F6F4EE", SKY, BLUE])
+    colours = scale_of(PAPER, SKY, BLUE)
     for row in rows:
         x, y = ms.index(row.micro_batches), ks.index(row.stages)
         share = min(1.0, max(0.0, (row.ratio - 1) / 1.0))
         ink = "white" if share > 0.62 else INK
-        axes.add_patch(_square(x, y, colours(share)))
+        tile(axes, x, y, colours(share))
         axes.text(x + 0.5, y + 0.42, f"{row.ratio:.2f}", ha="center", va="center", color=ink, fontsize=9.5)
         axes.text(x + 0.5, y + 0.74, f"{row.formula:.2f}", ha="center", va="center", color=ink, fontsize=7, alpha=0.8)
-    axes.set(xlim=(0, len(ms)), ylim=(len(ks), 0), xlabel="micro-batches M", ylabel="stages K")
-    axes.set_xticks([x + 0.5 for x in range(len(ms))], [str(m) for m in ms])
-    axes.set_yticks([y + 0.5 for y in range(len(ks))], [str(k) for k in ks])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    matrix(axes, [str(m) for m in ms], [str(k) for k in ks])
+    axes.set(xlabel="micro-batches M", ylabel="stages K")
     axes.set_title("Full duplication, local; small: 2M/(M+K-1)", loc="left", fontweight="bold", fontsize=9.5)
 
 
@@ -133,11 +145,11 @@ def _by_network(axes: Any, rows: Sequence[VirtualRow]) -> None:
     axes.set_xticks(range(len(networks)), [LABELS.get(name, name) for name in networks])
     axes.set(ylim=(0, 1.22 * max(row.ratio for row in rows)), ylabel="time of a step / defences off")
     axes.tick_params(axis="x", length=0)
-    handles = _patches(*((COLOURS.get(name, GREY), NAMES.get(name, name)) for name in defences)) + _lines(
+    handles = patches(*((COLOURS.get(name, GREY), NAMES.get(name, name)) for name in defences)) + lines(
         (INK, "-", "bound: busiest worker or link")
     )
     axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=7.5, handlelength=1.2)
-    _finish(axes, f"Every defence, K = {HEADLINE[0]}, M = {HEADLINE[1]}, virtual time")
+    finish(axes, f"Every defence, K = {HEADLINE[0]}, M = {HEADLINE[1]}, virtual time")
 
 
 def _one_core(axes: Any, rows: Sequence[RealRow]) -> None:
@@ -159,11 +171,9 @@ def _one_core(axes: Any, rows: Sequence[RealRow]) -> None:
     most = max([1.2, *(row.cpu_ratio or 1 for row in shown), *(row.operations_ratio or 1 for row in shown)])
     axes.set(ylim=(len(shown) + 0.35, -0.6), xlim=(0.95, 1 + 1.12 * (most - 1)), xlabel="defences off = 1")
     axes.tick_params(axis="y", length=0)
-    handles = _markers(("D", INK, "operations"), ("o", "white", "processor time")) + _lines(
-        (VERMILION, "-", "promised at most")
-    )
+    handles = markers(("D", INK, "operations"), ("o", "white", "processor time")) + lines((VERMILION, "-", "promised at most"))
     axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=7.5, handlelength=1.2)
-    _finish(axes, "Real: one core computes all members")
+    finish(axes, "Real: one core computes all members")
 
 
 def _processes(axes: Any, rows: Sequence[RealRow]) -> None:
@@ -189,7 +199,7 @@ def _processes(axes: Any, rows: Sequence[RealRow]) -> None:
         ylim=(y - 0.6, -0.7), xlim=(0, 1.66 * most), xlabel="processor seconds a step, all processes; in brackets by the wall"
     )
     axes.tick_params(axis="y", length=0)
-    _finish(axes, "Real: a process a worker, shared cores")
+    finish(axes, "Real: a process a worker, shared cores")
 
 
 def _remedies(axes: Any, rows: Sequence[VirtualRow]) -> None:
@@ -208,38 +218,8 @@ def _remedies(axes: Any, rows: Sequence[VirtualRow]) -> None:
         xlabel="time of a step / defences off, nobody lying",
     )
     axes.tick_params(axis="y", length=0)
-    _finish(axes, "A lie in every step, local, virtual time")
+    finish(axes, "A lie in every step, local, virtual time")
 
 
 def _note(axes: Any, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
     axes.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 7.5, **style})
-
-
-def _finish(axes: Any, title: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(which="minor", length=0)
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=9.5)
-
-
-def _square(x: int, y: int, colour: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=colour, edgecolor="none")
-
-
-def _lines(*kinds: tuple[str, Any, str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    return [Line2D([], [], color=colour, ls=style, lw=1.8, label=label) for colour, style, label in kinds]
-
-
-def _markers(*kinds: tuple[str, str, str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    return [Line2D([], [], color=INK, lw=0, marker=marker, mfc=face, ms=6, label=label) for marker, face, label in kinds]
-
-
-def _patches(*kinds: tuple[str, str]) -> list[Any]:
-    from matplotlib.patches import Patch
-
-    return [Patch(facecolor=colour, label=label) for colour, label in kinds]

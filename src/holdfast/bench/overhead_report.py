@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.bench.described import IN_WORDS
 from holdfast.bench.overhead import DUPLICATE, Found
 from holdfast.bench.overhead_rows import RealRow, VirtualRow
-from holdfast.errors import MissingExtra
-
-NOTHING = "–"
+from holdfast.bench.writing import write_tables
+from holdfast.report.pipes import NOTHING, told_pipes
 
 DUPLICATION: Mapping[str, Callable[[VirtualRow], str]] = {
     "network": lambda row: row.network,
@@ -95,11 +94,11 @@ def sections(found: Found) -> list[tuple[str, str]]:
     lies = [row for row in found.virtual if row.attack]
     one_core = [row for row in found.real if row.engine == "memory"]
     parts: list[tuple[str, str]] = [
-        ("Full duplication against its bound (virtual time)", table(grid, DUPLICATION)),
-        ("Every defence on every network (virtual time)", table([r for r in honest if _has_company(r, honest)], MODES)),
-        ("Remedies, with a lie in every step (virtual time)", table(lies, REMEDIES)),
-        ("One core of this machine computes all members in turn (real)", table(one_core, IN_MEMORY)),
-        ("A process a worker on this machine (real)", table([r for r in found.real if r.engine != "memory"], PROCESSES)),
+        ("Full duplication against its bound (virtual time)", told_pipes(grid, DUPLICATION)),
+        ("Every defence on every network (virtual time)", told_pipes([r for r in honest if _has_company(r, honest)], MODES)),
+        ("Remedies, with a lie in every step (virtual time)", told_pipes(lies, REMEDIES)),
+        ("One core of this machine computes all members in turn (real)", told_pipes(one_core, IN_MEMORY)),
+        ("A process a worker on this machine (real)", told_pipes([r for r in found.real if r.engine != "memory"], PROCESSES)),
     ]
     return [(title, text) for title, text in parts if text]
 
@@ -108,8 +107,10 @@ def headline(found: Found) -> str:
     """The few rows that a terminal has room for."""
     rows = [r for r in found.virtual if r.stages == 6 and not r.attack and r.network == "local"]
     parts = [
-        table(rows, MODES),
-        table(found.real, {"engine": lambda row: row.engine, **IN_MEMORY, "wall": PROCESSES["wall"], "of": PROCESSES["of"]}),
+        told_pipes(rows, MODES),
+        told_pipes(
+            found.real, {"engine": lambda row: row.engine, **IN_MEMORY, "wall": PROCESSES["wall"], "of": PROCESSES["of"]}
+        ),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -124,40 +125,14 @@ def promises(found: Found) -> list[str]:
 
 def write(out: Path, found: Found, environment: Mapping[str, Any]) -> None:
     """overhead.md, .csv and .jsonl (with a column `part`), environment.json in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     records = [{"part": "virtual", **dataclasses.asdict(row)} for row in found.virtual]
     records += [{"part": "real", **dataclasses.asdict(row)} for row in found.real]
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    (out / "overhead.jsonl").write_text(lines, encoding="utf-8")
-    frame(records).to_csv(out / "overhead.csv", index=False)
-    (out / "environment.json").write_text(json.dumps(dict(environment), indent=2) + "\n", encoding="utf-8")
     networks = dict.fromkeys(row.network for row in found.virtual)
     parts = ["# What a defence costs\n", *(f"## {title}\n\n{text}" for title, text in sections(found)), "## Promises\n"]
     parts += ["".join(f"- {line}\n" for line in promises(found)) or "None of those that are promised was measured.\n"]
     parts += ["## What the columns mean\n", EXPLAINED]
     parts += ["".join(f"- `{name}`: {IN_WORDS[name]}\n" for name in networks), json.dumps(dict(environment)) + "\n"]
-    (out / "overhead.md").write_text("\n".join(parts), encoding="utf-8")
-
-
-def frame(records: Sequence[Mapping[str, Any]]) -> Any:
-    """The records as a pandas DataFrame."""
-    try:
-        import pandas
-    except ImportError:
-        raise MissingExtra("pandas", extra="bench", purpose="`holdfast bench`") from None
-    return pandas.DataFrame(list(records))
-
-
-def table(rows: Iterable[Any], columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """A Markdown table without the columns in which no row has anything to say; empty without rows."""
-    rows = list(rows)
-    cells = {name: [tell(row).replace("|", "\\|") for row in rows] for name, tell in columns.items()}
-    shown = [name for name, column in cells.items() if any(cell != NOTHING for cell in column)]
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
-    lines += ["| " + " | ".join(cells[name][i] for name in shown) + " |" for i in range(len(rows))]
-    return "\n".join(lines) + "\n"
+    write_tables(out, "overhead", records, "\n".join(parts), environment)
 
 
 def _has_company(row: VirtualRow, rows: Sequence[VirtualRow]) -> bool:

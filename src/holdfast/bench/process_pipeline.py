@@ -37,13 +37,7 @@ class ProcessPipeline:
     def run(self, numbers: Sequence[int]) -> tuple[float, float]:
         """Take the steps of these numbers: the loss of the last one, and the CPU seconds of all processes. Checks included."""
         began = self._cpu_s()
-        for number in numbers:
-            broken = self._cluster.run_step(number)
-            if broken is not None:
-                raise FaultWindowExceeded(broken)
-        broken = self._cluster.settle()
-        if broken is not None:
-            raise FaultWindowExceeded(broken)
+        take(self._cluster, numbers)
         return self._loss, self._cpu_s() - began
 
     @property
@@ -70,6 +64,17 @@ class ProcessPipeline:
 
     def _cpu_s(self) -> float:
         return time.process_time() + sum(cpu_s(pid) for pid in self._pids)
+
+
+def take(cluster: Cluster, numbers: Sequence[int]) -> None:
+    """The steps of these numbers, and every check that was drawn. Raises FaultWindowExceeded."""
+    for number in numbers:
+        broken = cluster.run_step(number)
+        if broken is not None:
+            raise FaultWindowExceeded(broken)
+    broken = cluster.settle()
+    if broken is not None:
+        raise FaultWindowExceeded(broken)
 
 
 def cpu_s(pid: int) -> float:

@@ -12,19 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from holdfast.bench.cell import defence_tables
 from holdfast.bench.described import OFF, fair_secret
 from holdfast.bench.operations import Operations
-from holdfast.bench.process_pipeline import ProcessPipeline
+from holdfast.bench.process_pipeline import ProcessPipeline, take
 from holdfast.bench.torch_pipeline import TorchPipeline
-from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.cluster import Cluster, Deployment
 from holdfast.config import RunConfig, Schedule, resolve
 from holdfast.engine import MemoryEngine
-from holdfast.errors import FaultWindowExceeded
 from holdfast.job import memory_needs
-from holdfast.settings import split_attack
+from holdfast.settings import defence_tables, split_attack
+from holdfast.sweep.jobs import job_of
 
 TORCH = "torch.distributed.pipelining"
 WARM_UP = 1
@@ -212,13 +210,7 @@ class _MemoryPipeline:
     def run(self, numbers: Sequence[int]) -> tuple[float, float]:
         """As `Pipeline`; every check that was drawn is waited for."""
         began = time.process_time()
-        for number in numbers:
-            broken = self._cluster.run_step(number)
-            if broken is not None:
-                raise FaultWindowExceeded(broken)
-        broken = self._cluster.settle()
-        if broken is not None:
-            raise FaultWindowExceeded(broken)
+        take(self._cluster, numbers)
         return self._loss, time.process_time() - began
 
     @property

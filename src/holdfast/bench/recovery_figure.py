@@ -1,13 +1,11 @@
 """The figure of recovery: what a crash costs at each stage and moment, what a lie costs, and a day among spot machines.
 
-    +------------------+------------------+------------------+
-    | takeover:        | seconds lost:    | one lie:         |   number and colour: seconds by which the step ended later
-    | stage x moment   | the two ways     | every remedy     |
-    +------------------+------------------+------------------+
-    | the day, steps over hours           | goodput          |   dots: by formula
-    +-------------------------------------+------------------+
-
-Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision.
++------------------+------------------+------------------+
+| takeover:        | seconds lost:    | one lie:         |   number and colour: seconds by which the step ended later
+| stage x moment   | the two ways     | every remedy     |
++------------------+------------------+------------------+
+| the day, steps over hours           | goodput          |   dots: by formula
++-------------------------------------+------------------+
 """
 
 from __future__ import annotations
@@ -16,13 +14,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.bench.drawing import GREY, INK, STYLE, require_matplotlib, save
 from holdfast.bench.incidents import CHECKPOINT, MOMENTS, TAKEOVER, Incident
 from holdfast.bench.recovery import Recovery, TraceRow
 from holdfast.bench.trace import FOREVER_S, HOUR_S, Day
+from holdfast.sweep.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PAPER,
+    PINK,
+    SKY,
+    STYLE,
+    VERMILION,
+    finish,
+    matrix,
+    patches,
+    require_matplotlib,
+    save,
+    scale_of,
+    tile,
+)
 
-BLUE, VERMILION, GREEN, AMBER, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
-SHADES = (AMBER, VERMILION, "#7A3300", "#CC79A7", GREEN)
+SHADES = (AMBER, VERMILION, "#7A3300", PINK, GREEN)
 """Of the ways by checkpoint, in the order of their intervals."""
 
 
@@ -54,25 +69,19 @@ def draw(found: Recovery, out: Path, name: str = "recovery") -> list[Path]:
 
 
 def _matrix(axes: Any, rows: Sequence[Incident]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
     stages = sorted({row.stages[0] for row in rows})
     moments = [str(moment) for moment in MOMENTS if any(row.moment == moment for row in rows)]
     most = max((row.extra_s + row.shadows_s for row in rows), default=1.0)
-    colours = LinearSegmentedColormap.from_list("lost", ["#F6F4EE", SKY, BLUE])
+    colours = scale_of(PAPER, SKY, BLUE)
     for row in rows:
         x, y = stages.index(row.stages[0]), moments.index(row.moment)
         seconds = row.extra_s + row.shadows_s
         share = max(0.0, seconds) / most if most > 0 else 0.0
-        axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colours(share), edgecolor="none"))
+        tile(axes, x, y, colours(share))
         ink = "white" if share > 0.7 else INK
         axes.text(x + 0.5, y + 0.5, f"{seconds:.1f}", ha="center", va="center", fontsize=8.5, color=ink)
-    axes.set(xlim=(0, len(stages)), ylim=(len(moments), 0), xlabel="stage whose worker goes")
-    axes.set_xticks([x + 0.5 for x in range(len(stages))], [str(stage) for stage in stages])
-    axes.set_yticks([y + 0.5 for y in range(len(moments))], moments)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    matrix(axes, [str(stage) for stage in stages], moments)
+    axes.set(xlabel="stage whose worker goes")
     lost = sum(row.steps_lost for row in rows)
     axes.set_title(f"Takeover, new shadows: seconds lost; {lost or 'no'} steps", loc="left", fontweight="bold", fontsize=9.5)
 
@@ -96,10 +105,8 @@ def _both(axes: Any, rows: Sequence[Incident]) -> None:
     axes.set_xticks(range(len(ways)), ["takeover" if way == TAKEOVER else "back to the checkpoint" for way in ways])
     axes.set(xlim=(-0.5, len(ways) - 0.3), ylim=(0, 1.25 * tallest), ylabel="virtual seconds lost, mean")
     axes.tick_params(axis="x", length=0)
-    from matplotlib.patches import Patch
-
-    axes.legend(handles=[Patch(facecolor=SKY, label="seating new shadows")], loc="upper left", frameon=False, fontsize=7.5)
-    _finish(axes, "One worker goes")
+    axes.legend(handles=patches((SKY, "seating new shadows")), loc="upper left", frameon=False, fontsize=7.5)
+    finish(axes, "One worker goes")
 
 
 def _lies(axes: Any, rows: Sequence[Incident]) -> None:
@@ -118,11 +125,9 @@ def _lies(axes: Any, rows: Sequence[Incident]) -> None:
     axes.set_yticks(range(len(ways)), [_remedy(way) for way in ways])
     axes.set(ylim=(len(ways) - 0.4, -0.6), xlim=(0, 1.3 * most), xlabel="virtual seconds lost, mean over stages")
     axes.tick_params(axis="y", length=0)
-    from matplotlib.patches import Patch
-
-    handles = [Patch(facecolor=BLUE if name == "forward" else SKY, label=name) for name in directions]
+    handles = patches(*((BLUE if name == "forward" else SKY, name) for name in directions))
     axes.legend(handles=handles, loc="best", frameon=False, fontsize=7.5)
-    _finish(axes, "One stage lies once")
+    finish(axes, "One stage lies once")
 
 
 def _remedy(way: str) -> str:
@@ -147,7 +152,7 @@ def _course(axes: Any, found: Recovery) -> None:
     axes.set_xticks(range(0, int(off.hours) + 1, 6 if off.hours > 6 else 1))
     _name_ends(axes, ends, 0.055 * most)
     gone = max(day.lost_workers for day in shown)
-    _finish(axes, f"A day in which a machine stays {least:g} h on average ({gone} go)")
+    finish(axes, f"A day in which a machine stays {least:g} h on average ({gone} go)")
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[Day, str, str]], apart: float) -> None:
@@ -180,13 +185,12 @@ def _goodput(axes: Any, rows: Sequence[TraceRow]) -> None:
     axes.set(ylim=(0, 1.3), xlabel="mean time a machine stays", ylabel="steps of the day / of a calm one, defences off")
     axes.tick_params(axis="x", length=0)
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     first = {way: next(row for row in rows if (row.defence, row.every) == way) for way in ways}
-    handles: list[Any] = [Patch(facecolor=_colour(first[way], rows), label=_name(first[way])) for way in ways]
+    handles = patches(*((_colour(first[way], rows), _name(first[way])) for way in ways))
     handles.append(Line2D([], [], color=INK, lw=0, marker="o", mfc="white", ms=4, label="by formula"))
     axes.legend(handles=handles, loc="upper center", ncols=3, frameon=False, fontsize=7.5, handlelength=1.2)
-    _finish(axes, "Goodput")
+    finish(axes, "Goodput")
 
 
 def _colour(day: Day | TraceRow, rows: Sequence[TraceRow]) -> str:
@@ -198,8 +202,3 @@ def _colour(day: Day | TraceRow, rows: Sequence[TraceRow]) -> str:
 
 def _name(day: Day | TraceRow) -> str:
     return "takeover" if day.defence == TAKEOVER else f"checkpoint every {day.every}"
-
-
-def _finish(axes: Any, title: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=9.5)

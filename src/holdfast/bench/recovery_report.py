@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 from holdfast.bench.described import IN_WORDS
 from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, MICRO_BATCHES, STAGES, TAKEOVER, Incident
 from holdfast.bench.killed import Kill
-from holdfast.bench.overhead_report import NOTHING, frame, table
 from holdfast.bench.recovery import Recovery, TraceRow
 from holdfast.bench.trace import FOREVER_S, HOUR_S
+from holdfast.bench.writing import ends, span, write_tables
+from holdfast.report.pipes import NOTHING, told_pipes
 
 IN_SHORT = {TAKEOVER: "takeover", CHECKPOINT: "checkpoint"}
 
@@ -35,12 +35,12 @@ LIES: Mapping[str, Callable[[Sequence[Incident]], str]] = {
     "way": lambda rows: rows[0].way.rpartition("=")[2] if "on_alert" in rows[0].way else rows[0].way,
     "direction": lambda rows: rows[0].moment,
     "stages": lambda rows: ", ".join(str(row.stages[0]) for row in rows),
-    "steps lost": lambda rows: _several([row.steps_lost for row in rows]),
-    "steps begun again": lambda rows: _several([row.restarted for row in rows]),
-    "stages skipped": lambda rows: _several([row.skipped for row in rows]),
-    "claims replaced": lambda rows: _several([row.replaced for row in rows]),
-    "seconds lost": lambda rows: _seconds([row.extra_s for row in rows]),
-    "in steps": lambda rows: _seconds([row.extra_steps for row in rows]),
+    "steps lost": lambda rows: ends([row.steps_lost for row in rows]),
+    "steps begun again": lambda rows: ends([row.restarted for row in rows]),
+    "stages skipped": lambda rows: ends([row.skipped for row in rows]),
+    "claims replaced": lambda rows: ends([row.replaced for row in rows]),
+    "seconds lost": lambda rows: span([row.extra_s for row in rows]),
+    "in steps": lambda rows: span([row.extra_steps for row in rows]),
     "weights": lambda rows: "equal" if all(row.equal for row in rows) else "other",
 }
 
@@ -48,13 +48,13 @@ TRACE: Mapping[str, Callable[[Sequence[TraceRow]], str]] = {
     "way": lambda rows: _way(rows[0]),
     "a machine stays": lambda rows: f"{rows[0].life_h:g} h",
     "days": lambda rows: str(len(rows)),
-    "went": lambda rows: _several([row.lost_workers for row in rows]),
-    "rollbacks": lambda rows: _several([row.rollbacks for row in rows]),
-    "steps that stand": lambda rows: _several([row.steps for row in rows]),
-    "computed": lambda rows: _several([row.computed for row in rows]),
-    "goodput": lambda rows: _shares([row.goodput for row in rows]),
+    "went": lambda rows: ends([row.lost_workers for row in rows]),
+    "rollbacks": lambda rows: ends([row.rollbacks for row in rows]),
+    "steps that stand": lambda rows: ends([row.steps for row in rows]),
+    "computed": lambda rows: ends([row.computed for row in rows]),
+    "goodput": lambda rows: span([row.goodput for row in rows], 3, mean=True),
     "by formula": lambda rows: f"{rows[0].expected:.3f}",
-    "of its own calm day": lambda rows: _shares([row.of_own for row in rows]),
+    "of its own calm day": lambda rows: span([row.of_own for row in rows], 3, mean=True),
     "a checkpoint": lambda rows: f"{rows[0].checkpoint_s:.0f} s" if rows[0].every > 1 else "in the step",
     "ended early": lambda rows: "; ".join(dict.fromkeys(row.ended for row in rows if row.ended)) or NOTHING,
 }
@@ -95,11 +95,11 @@ def sections(found: Recovery) -> list[tuple[str, str]]:
         if row.what == "lie":
             groups.setdefault((row.way, row.moment), []).append(row)
     parts = [
-        (f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}", table(alone, CRASHES)),
-        ("Several go at once", table([row for row in crashes if row not in alone], CRASHES)),
-        ("One lie", table(groups.values(), LIES)),
-        ("A day among machines that come and go", table(_days(found), TRACE)),
-        ("Processes killed on this machine (real seconds)", table(found.kills, KILLS)),
+        (f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}", told_pipes(alone, CRASHES)),
+        ("Several go at once", told_pipes([row for row in crashes if row not in alone], CRASHES)),
+        ("One lie", told_pipes(groups.values(), LIES)),
+        ("A day among machines that come and go", told_pipes(_days(found), TRACE)),
+        ("Processes killed on this machine (real seconds)", told_pipes(found.kills, KILLS)),
     ]
     return [(title, text) for title, text in parts if text]
 
@@ -110,25 +110,20 @@ def summary(found: Recovery) -> list[str]:
     for way, name in IN_SHORT.items():
         rows = [row for row in found.incidents if row.what == "crash" and row.way == way and len(row.stages) == 1]
         if rows:
-            lost, seconds = [row.steps_lost for row in rows], _seconds([row.extra_s for row in rows])
+            lost, seconds = [row.steps_lost for row in rows], span([row.extra_s for row in rows])
             equal = sum(row.equal for row in rows)
-            told.append(f"{name}: {_several(lost)} steps and {seconds} s lost; weights equal in {equal} of {len(rows)} crashes")
+            told.append(f"{name}: {ends(lost)} steps and {seconds} s lost; weights equal in {equal} of {len(rows)} crashes")
     for days in _days(found):
-        goodput, first = _shares([day.goodput for day in days]), days[0]
+        goodput, first = span([day.goodput for day in days], 3, mean=True), days[0]
         told.append(f"{_way(first)}, a machine stays {first.life_h:g} h: goodput {goodput}, {first.expected:.3f} by formula")
     return told
 
 
 def write(out: Path, found: Recovery, network: str, environment: Mapping[str, Any]) -> None:
     """recovery.md, .csv and .jsonl (with a column `part`), environment.json in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     records = [{"part": row.what, **dataclasses.asdict(row)} for row in found.incidents]
     records += [{"part": "trace", **dataclasses.asdict(row)} for row in found.trace]
     records += [{"part": "processes", **dataclasses.asdict(row)} for row in found.kills]
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    (out / "recovery.jsonl").write_text(lines, encoding="utf-8")
-    frame(records).to_csv(out / "recovery.csv", index=False)
-    (out / "environment.json").write_text(json.dumps(dict(environment), indent=2) + "\n", encoding="utf-8")
     parts = ["# What recovery costs\n", f"K = {STAGES}, M = {MICRO_BATCHES}, GPipe; {IN_WORDS[network]}.\n"]
     parts += ["".join(f"- {line}\n" for line in summary(found)), *(f"## {title}\n\n{text}" for title, text in sections(found))]
     broken = (
@@ -141,7 +136,7 @@ def write(out: Path, found: Recovery, network: str, environment: Mapping[str, An
     parts += ["## What stands out\n", broken, "## What the columns mean\n", EXPLAINED]
     parts += ["The calm days:\n", days] if days else []
     parts += [json.dumps(dict(environment)) + "\n"]
-    (out / "recovery.md").write_text("\n".join(parts), encoding="utf-8")
+    write_tables(out, "recovery", records, "\n".join(parts), environment)
 
 
 def _days(found: Recovery) -> list[list[TraceRow]]:
@@ -154,25 +149,3 @@ def _days(found: Recovery) -> list[list[TraceRow]]:
 
 def _way(row: TraceRow) -> str:
     return f"{IN_SHORT.get(row.defence, row.defence)}, checkpoint every {row.every}"
-
-
-def _shares(values: Sequence[float]) -> str:
-    """
-    >>> _shares([0.5]), _shares([0.25, 0.5, 0.75])
-    ('0.500', '0.500 (0.250 to 0.750)')
-    """
-    middle = f"{statistics.mean(values):.3f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
-
-
-def _several(values: Sequence[int]) -> str:
-    """
-    >>> _several([0, 0]), _several([1, 4])
-    ('0', '1 to 4')
-    """
-    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
-
-
-def _seconds(values: Sequence[float]) -> str:
-    middle = f"{statistics.median(values):.2f}"
-    return middle if max(values) - min(values) < 0.005 else f"{middle} ({min(values):.2f} to {max(values):.2f})"

@@ -51,6 +51,18 @@ class ReplicaRow:
     worst: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """The outcomes of one seed; an error of None is no answer."""
+
+    aggregator: str
+    machines: str
+    replicas: int
+    liars: int
+    exact: int
+    errors: tuple[float | None, ...]
+
+
 @dataclass
 class Committee:
     """Collects outcomes by aggregator, kind of machines, replicas and liars; None: no answer."""
@@ -94,22 +106,24 @@ class Committee:
             self.exact[key] += torch.equal(answer, honest)
             found.append(float(torch.linalg.vector_norm(answer - honest) / torch.linalg.vector_norm(honest)))
 
+    def ballots(self) -> list[Ballot]:
+        """Plain values, pooled by `replica_rows`."""
+        return [Ballot(*key, self.exact[key], tuple(errors)) for key, errors in self.errors.items()]
 
-def replica_rows(committees: Sequence[Committee]) -> list[ReplicaRow]:
+
+def replica_rows(ballots: Iterable[Ballot]) -> list[ReplicaRow]:
     """Pooled over attacks, stages, directions and seeds."""
-    keys = dict.fromkeys(key for committee in committees for key in committee.errors)
-    return [_row(key, committees) for key in keys]
+    groups: dict[tuple[str, str, int, int], list[Ballot]] = {}
+    for one in ballots:
+        groups.setdefault((one.aggregator, one.machines, one.replicas, one.liars), []).append(one)
+    return [_row(key, group) for key, group in groups.items()]
 
 
-def _row(key: tuple[str, str, int, int], committees: Iterable[Committee]) -> ReplicaRow:
-    outcomes: list[float | None] = []
-    exact = 0
-    for committee in committees:
-        outcomes += committee.errors.get(key, [])
-        exact += committee.exact.get(key, 0)
+def _row(key: tuple[str, str, int, int], group: Sequence[Ballot]) -> ReplicaRow:
+    outcomes = [error for one in group for error in one.errors]
+    exact = sum(one.exact for one in group)
     answers = [error for error in outcomes if error is not None]
     interval = proportion(exact, len(outcomes))
     assert interval is not None, "a committee has met"
-    share = exact / len(outcomes)
     middle, worst = (statistics.median(answers), max(answers)) if answers else (None, None)
-    return ReplicaRow(*key, len(outcomes), exact, share, *interval, len(outcomes) - len(answers), middle, worst)
+    return ReplicaRow(*key, len(outcomes), exact, exact / len(outcomes), *interval, len(outcomes) - len(answers), middle, worst)

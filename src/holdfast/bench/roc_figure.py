@@ -1,10 +1,8 @@
 """The figure: detection rate against the size of a forgery, for each dtype, beside how far apart honest results are.
 
-    fp32, everything moved      | bf16, everything moved       lines: forward, backward, update (solid), weights alone (dotted)
-    ----------------------------+-----------------------       bars under them: the largest honest distances, of all pairs
-    fp32, one row moved         | bf16, one row moved          ticks: alarms; from 3 times the last on, a line must be at 1
-
-Colours are of Okabe and Ito (2008), told apart by every common kind of colour vision.
+fp32, everything moved      | bf16, everything moved       lines: forward, backward, update (solid), weights alone (dotted)
+----------------------------+-----------------------       bars under them: the largest honest distances, of all pairs
+fp32, one row moved         | bf16, one row moved          ticks: alarms; from 3 times the last on, a line must be at 1
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.bench.drawing import GREY, STYLE, require_matplotlib, save
 from holdfast.bench.roc import Honest, Roc, Tampered
+from holdfast.sweep.style import BLUE, GREEN, GREY, STYLE, VERMILION, require_matplotlib, save
 
 BAND = "#C9C9C9"
-COLOURS = {"forward": "#0072B2", "backward": "#D55E00", "update": "#009E73"}
+COLOURS = {"forward": BLUE, "backward": VERMILION, "update": GREEN}
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 
 

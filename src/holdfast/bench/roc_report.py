@@ -7,31 +7,27 @@ roc.md  roc.{svg,pdf,png}  run.json
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from holdfast.bench.roc import BEYOND, Honest, Roc, Tampered
 from holdfast.bench.roc_figure import draw
+from holdfast.bench.writing import as_csv, as_lines, put
+from holdfast.report.pipes import pipes
 
 SCHEMA = 1
 
 
 def write_roc(roc: Roc, out: Path, environment: Mapping[str, Any]) -> list[Path]:
     """Every file of the experiment, in the directory `out`, which is made. Gives their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    told = summary(roc) | {"environment": dict(environment), "date": datetime.now(UTC).date().isoformat()}
-    (out / "run.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    paths = [out / "run.json"]
+    told = summary(roc) | {"environment": dict(environment)}
+    paths = [put(out / "run.json", json.dumps(told, indent=1) + "\n")]
     for name, rows in (("tampered", [_tampered(row) for row in roc.tampered]), ("honest", [asdict(row) for row in roc.honest])):
-        paths += [_jsonl(out / f"{name}.jsonl", rows), _csv(out / f"{name}.csv", rows)]
-    page = out / "roc.md"
-    page.write_text(markdown(roc, told), encoding="utf-8")
-    return [*paths, page, *draw(roc, out)]
+        paths += [put(out / f"{name}.jsonl", as_lines(rows)), put(out / f"{name}.csv", as_csv(rows))]
+    return [*paths, put(out / "roc.md", markdown(roc, told)), *draw(roc, out)]
 
 
 def summary(roc: Roc) -> dict[str, Any]:
@@ -64,26 +60,36 @@ def markdown(roc: Roc, told: Mapping[str, Any]) -> str:
         "",
         "## Honest checks",
         "",
-        "| dtype | direction | pair | checks | equal | largest overall | lowest alarm | largest row | lowest alarm | alarms |",
-        "|" + " --- |" * 10,
+        pipes(_HONEST, [_honest(row) for row in roc.honest]),
+        "## Forgeries detected, by size",
+        "",
     ]
-    lines += [_honest_line(row) for row in roc.honest]
-    lines += ["", "## Forgeries detected, by size", ""]
     decades = sorted({row.size for row in roc.tampered if _is_decade(row.size)})
-    lines += [
-        "| dtype | direction | kind | " + " | ".join(f"{size:.0e}" for size in decades) + " |",
-        "|" + " --- |" * (3 + len(decades)),
-    ]
     rates = {(row.dtype, row.direction, row.kind, row.size): _rate(row) for row in roc.tampered}
-    for group in dict.fromkeys(key[:3] for key in rates):
-        lines.append("| " + " | ".join([*group, *(f"{rates[(*group, size)]:.2f}" for size in decades)]) + " |")
-    lines += ["", f"`{json.dumps(told['environment'])}`, {told['date']}, {json.dumps(told['plan'])}"]
+    groups = dict.fromkeys(key[:3] for key in rates)
+    rows = [[*group, *(f"{rates[(*group, size)]:.2f}" for size in decades)] for group in groups]
+    lines.append(pipes(["dtype", "direction", "kind", *(f"{size:.0e}" for size in decades)], rows))
+    lines.append(f"`{json.dumps(told['environment'])}`, {json.dumps(told['plan'])}")
     return "\n".join(lines) + "\n"
 
 
-def _honest_line(row: Honest) -> str:
-    spread = f"{row.overall:.1e} | {row.alarm_overall:.1e} | {row.worst_row:.1e} | {row.alarm_row:.1e}"
-    return f"| {row.dtype} | {row.direction} | {row.one}, {row.other} | {row.checks} | {row.equal} | {spread} | {row.alarms} |"
+_HONEST = (
+    "dtype",
+    "direction",
+    "pair",
+    "checks",
+    "equal",
+    "largest overall",
+    "lowest alarm",
+    "largest row",
+    "lowest alarm",
+    "alarms",
+)
+
+
+def _honest(row: Honest) -> list[object]:
+    spread = [f"{value:.1e}" for value in (row.overall, row.alarm_overall, row.worst_row, row.alarm_row)]
+    return [row.dtype, row.direction, f"{row.one}, {row.other}", row.checks, row.equal, *spread, row.alarms]
 
 
 def _tampered(row: Tampered) -> dict[str, Any]:
@@ -97,16 +103,3 @@ def _rate(row: Tampered) -> float:
 def _is_decade(size: float) -> bool:
     mantissa = f"{size:.6e}".partition("e")[0]
     return float(mantissa) == 1.0
-
-
-def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path

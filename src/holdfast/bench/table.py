@@ -12,9 +12,9 @@ from typing import Any
 from holdfast.bench.cell import UNCHECKED, Cell, Setup
 from holdfast.bench.rows import Row
 from holdfast.bench.workshop import Outcome
-from holdfast.errors import MissingExtra
-
-NOTHING = "–"
+from holdfast.bench.writing import write_tables
+from holdfast.report.pipes import NOTHING, told_pipes
+from holdfast.sweep.frame import require_pandas
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "attack": lambda row: row.attack,
@@ -53,22 +53,8 @@ to the run without attack and without defence.
 
 def frame(rows: Sequence[Row]) -> Any:
     """The rows as a pandas DataFrame, one column a field."""
-    try:
-        import pandas
-    except ImportError:
-        raise MissingExtra("pandas", extra="bench", purpose="`holdfast bench`") from None
-    return pandas.DataFrame(
-        [dataclasses.asdict(row) for row in rows], columns=[field.name for field in dataclasses.fields(Row)]
-    )
-
-
-def render_markdown(rows: Sequence[Row]) -> str:
-    """The table for people; columns in which no row has anything to say are left out."""
-    cells = {name: [tell(row) for row in rows] for name, tell in COLUMNS.items()}
-    shown = [name for name, column in cells.items() if any(cell != NOTHING for cell in column)]
-    lines = ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
-    lines += ["| " + " | ".join(cells[name][i].replace("|", "\\|") for name in shown) + " |" for i in range(len(rows))]
-    return "\n".join(lines) + "\n"
+    columns = [field.name for field in dataclasses.fields(Row)]
+    return require_pandas().DataFrame([dataclasses.asdict(row) for row in rows], columns=columns)
 
 
 def findings(outcomes: Sequence[Outcome], setup: Setup) -> list[str]:
@@ -106,34 +92,14 @@ def _wrong(outcome: Outcome, clean: str | None) -> Iterator[str]:
 
 
 def write(out: Path, rows: Sequence[Row], outcomes: Sequence[Outcome], setup: Setup, environment: Mapping[str, Any]) -> None:
-    """detection.jsonl, .csv and .md for the rows, cells.jsonl for the single runs; each says where it comes from."""
-    out.mkdir(parents=True, exist_ok=True)
-    _write_lines(out / "detection.jsonl", [dataclasses.asdict(row) for row in rows])
-    frame(rows).to_csv(out / "detection.csv", index=False)
-    _write_lines(out / "cells.jsonl", [_record(outcome, setup) for outcome in outcomes])
-    (out / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    """detection.jsonl, .csv and .md for the rows; environment.json."""
     found = findings(outcomes, setup)
     told = (
         "".join(f"- {line}\n" for line in found) or "None: nothing missed, no false alarm, no innocent named, equal weights.\n"
     )
-    parts = ["# Detection\n", render_markdown(rows), EXPLAINED, "## What stands out\n", told, json.dumps(environment) + "\n"]
-    (out / "detection.md").write_text("\n".join(parts), encoding="utf-8")
-
-
-def _record(outcome: Outcome, setup: Setup) -> dict[str, Any]:
-    measured = {} if outcome.measurement is None else dataclasses.asdict(outcome.measurement)
-    command = outcome.cell.command(setup)
-    return {
-        **dataclasses.asdict(outcome.cell),
-        **measured,
-        "error": outcome.error,
-        "stopped": outcome.stopped,
-        "command": command,
-    }
-
-
-def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
+    table = told_pipes(rows, COLUMNS)
+    parts = ["# Detection\n", table, EXPLAINED, "## What stands out\n", told, json.dumps(environment) + "\n"]
+    write_tables(out, "detection", [dataclasses.asdict(row) for row in rows], "\n".join(parts), environment)
 
 
 def _runs(row: Row) -> str:

@@ -17,9 +17,10 @@ from itertools import pairwise
 from holdfast.bench.described import Size
 from holdfast.bench.incidents import STAGES, incident_config
 from holdfast.bench.spot import Market, SpotEngine
-from holdfast.bench.workshop import job_of
+from holdfast.config import RunConfig
 from holdfast.errors import FaultWindowExceeded
 from holdfast.event import Event, StepSealed
+from holdfast.sweep.jobs import job_of
 from holdfast.trainer import Trainer
 
 HOUR_S = 3600.0
@@ -68,7 +69,7 @@ class Day:
 def day(network: str, size: Size, way: Ways, market: Market, hours: float, restart_s: float = 0.0) -> Day:
     """Run until the virtual day is over; after a rollback nothing happens for `restart_s`."""
     until_s = hours * HOUR_S
-    config = incident_config(network, size, way.defence, steps=100_000, checkpoint_every=way.every)
+    config = day_config(network, size, way)
     engine = SpotEngine(config, market, until_s, restart_s)
     counts: Counter[str] = Counter()
     line: list[tuple[float, int]] = [(0.0, 0)]
@@ -108,6 +109,11 @@ def day(network: str, size: Size, way: Ways, market: Market, hours: float, resta
         line,
         ended,
     )
+
+
+def day_config(network: str, size: Size, way: Ways) -> RunConfig:
+    """More steps than a day has."""
+    return incident_config(network, size, way.defence, steps=100_000, checkpoint_every=way.every)
 
 
 def _calm_figures(moments: list[tuple[int, float]], every: int) -> tuple[float, float, float]:

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 from holdfast.bench.described import CHECKED_STEPS, NETWORKS, Setting, Size, config_of
-from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.cluster import Cluster, Deployment
 from holdfast.config import RunConfig
@@ -24,6 +23,7 @@ from holdfast.launch import InProcess
 from holdfast.message import Envelope
 from holdfast.schedule import SCHEDULES, in_flight_limit
 from holdfast.schedule.simulate import Pipeline, step_time
+from holdfast.sweep.jobs import job_of
 from holdfast.transport.memory import Cluster as Links
 from holdfast.transport.memory import Link
 from holdfast.transport.wire import WITH_TENSORS

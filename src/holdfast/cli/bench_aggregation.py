@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
     from holdfast.bench.aggregation import Question
+    from holdfast.sweep import Store, Study
 
 
 def register(app: typer.Typer) -> None:
@@ -39,23 +39,20 @@ def aggregation(
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Where tables and figures are written (default: runs/DATE-TIME)."),
-    ] = None,
+    jobs: JOBS = 1,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure whether the defences of federated learning carry over to a pipeline, and what the jumping connection is worth."""
     from holdfast.bench.aggregation import ATTACKS, PARTS, SCALES, Question
+    from holdfast.bench.aggregation_cells import study_of
     from holdfast.errors import ConfigError
-    from holdfast.presets import default_out
+    from holdfast.sweep import Store
 
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
-    where = out if out is not None else Path(default_out())
-    if where.exists() and (not where.is_dir() or any(where.iterdir())):
-        raise ConfigError(f"{where} exists and is not empty; choose another --out")
     question = Question(
         SCALES[scale],
         range(first_seed, first_seed + seeds),
@@ -66,28 +63,25 @@ def aggregation(
         tuple(dict.fromkeys(part or PARTS)),
         tuple(assign or ()),
     )
-    _measure(question, where, as_json=as_json, quiet=quiet)
+    store = Store(directory(out))
+    study = study_of(question, store.directory)
+    if dry_run:
+        list_cells(study, store, jobs, as_json=as_json)
+        return
+    require_libraries()
+    _measure(question, study, store, jobs, as_json=as_json, quiet=quiet)
 
 
-def _measure(question: Question, out: Path, *, as_json: bool, quiet: bool) -> None:
-    from datetime import date
-
-    from holdfast.bench.aggregation import run
+def _measure(question: Question, study: Study, store: Store, jobs: int, *, as_json: bool, quiet: bool) -> None:
+    from holdfast.bench.aggregation_cells import gather
     from holdfast.bench.aggregation_report import best, headlines, summary, write
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.environment import environment
-    from holdfast.bench.intervals import proportion
-    from holdfast.bench.table import render_markdown
-    from holdfast.errors import HoldfastError
+    from holdfast.bench.table import COLUMNS
+    from holdfast.report.pipes import told_pipes
+    from holdfast.sweep.environment import environment
 
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    require_matplotlib()
-    proportion(1, 2)
-    here = {**environment(), "date": date.today().isoformat()}  # of the code that runs, not of what it is edited to meanwhile
-    findings = run(question, tell)
+    here = environment()  # of the code that runs, not of what it is edited to meanwhile
+    records, _ = measure(study, store, jobs, quiet=quiet, tell=numbers({"detected": "caught", "missed": "missed"}))
+    findings, out = gather(question, records), store.directory
     write(findings, out, here)
     if as_json:
         print(json.dumps({"out": str(out), **summary(findings)}, allow_nan=False))
@@ -96,7 +90,6 @@ def _measure(question: Question, out: Path, *, as_json: bool, quiet: bool) -> No
         if findings.tests:
             print("\nAll micro-batches of a step forged, the best of all tests:\n\n" + best(findings))
         if findings.jump:
-            print(render_markdown(findings.jump))
+            print(told_pipes(findings.jump, COLUMNS))
         print(f"\nTables and figures: {out}")
-    if findings.failed:
-        raise HoldfastError(f"{len(findings.failed)} of the small runs failed; the first: {findings.failed[0]}")
+    require_all(records)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.cells import empty_directory
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
@@ -40,31 +41,26 @@ def backdoor(
     """Measure backdoors: how often the trigger works, what it costs, who is named, whether the weights are the clean ones."""
     from holdfast.bench.backdoor import SCALES, Question
     from holdfast.errors import ConfigError
-    from holdfast.presets import default_out
 
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
     count = SCALES[scale].stages if stages is None else stages
     question = Question(SCALES[scale], count, count - 2 if stage is None else stage, model, data, phrase, target)
-    where = out if out is not None else Path(default_out())
-    if where.exists() and (not where.is_dir() or any(where.iterdir())):
-        raise ConfigError(f"{where} exists and is not empty; choose another --out")
+    where = empty_directory(out)
     _measure(question, range(first_seed, first_seed + seeds), where, as_json=as_json, quiet=quiet)
 
 
 def _measure(question: Question, seeds: range, out: Path, *, as_json: bool, quiet: bool) -> None:
-    from datetime import date
-
     from holdfast.bench.backdoor import Row, broken_promises, run_seed
     from holdfast.bench.backdoor_table import records, render, write
-    from holdfast.bench.environment import environment
     from holdfast.errors import HoldfastError
+    from holdfast.sweep.environment import environment
 
     def tell(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    here = {**environment(), "date": date.today().isoformat()}
+    here = environment()
     rows: list[Row] = []
     for seed in seeds:
         for row in run_seed(question, seed, out / f"seed-{seed}", tell):

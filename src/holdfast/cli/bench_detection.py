@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.cli.cells import DRY_RUN, OUT, directory, list_cells, measure, numbers, require_libraries
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from holdfast.bench.cell import Setup
     from holdfast.bench.suites import Suite
     from holdfast.bench.workshop import Outcome
@@ -57,31 +55,33 @@ def detection(
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     processes: Annotated[int, typer.Option("--processes", "-j", metavar="N", min=1, help="Runs at a time.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where table and figure are written (default: runs/DATE-TIME).")
-    ] = None,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure detection: attack x stage x direction x rate x defence, over seeds, against clean runs."""
     from holdfast.bench.cell import Setup
     from holdfast.bench.suites import plan
-    from holdfast.bench.workshop import Outcome, run_cells
-    from holdfast.presets import default_out
+    from holdfast.bench.workshop import Outcome, outcome_of, study_of
+    from holdfast.sweep import Store
 
     chosen = _suite(suite)
-    where = _fresh(out if out is not None else Path(default_out()))
     typed: dict[str, Any] = {"attacks": attack, "stages": stages, "directions": direction, "rates": rate, "defences": defence}
     count = len(chosen.grid.seeds) if seeds is None else seeds
     given = {name: tuple(values) for name, values in typed.items() if values}
     grid = replace(chosen.grid, seeds=range(first_seed, first_seed + count), **given)
     setup = Setup(scale, chosen.steps if steps is None else steps, micro_batches, tuple(assign or ()))
     planned = plan(grid, setup, frozenset([*(attack or ()), *(defence or ())]))
-    _require_extras()
-    tell = _teller(len(planned.cells), quiet)
-    outcomes = run_cells(planned.cells, setup, processes, tell)
-    outcomes += [Outcome(cell, error=why) for cell, why in planned.impossible.items()]
-    _report(where, outcomes, setup, as_json=as_json)
+    study, store = study_of(planned.cells, setup), Store(directory(out))
+    if dry_run:
+        list_cells(study, store, processes, as_json=as_json)
+        return
+    require_libraries()
+    tell = numbers({"detected": "caught", "missed": "missed", "false_alarms": "false alarms", "stopped": "stopped:"})
+    records, _ = measure(study, store, processes, quiet=quiet, tell=tell)
+    outcomes = [*map(outcome_of, records), *(Outcome(cell, error=why) for cell, why in planned.impossible.items())]
+    _report(store.directory, outcomes, setup, as_json=as_json)
 
 
 def _suite(name: str | None) -> Suite:
@@ -93,51 +93,13 @@ def _suite(name: str | None) -> Suite:
     return SUITES[name or DEFAULT_SUITE]
 
 
-def _fresh(out: Path) -> Path:
-    """Nothing that was measured before is written over."""
-    from holdfast.errors import ConfigError
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty; choose another --out")
-    return out
-
-
-def _require_extras() -> None:
-    """Before an hour of runs, not after it."""
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.intervals import proportion
-    from holdfast.bench.table import frame
-
-    require_matplotlib()
-    proportion(1, 2)
-    frame([])
-
-
-def _teller(count: int, quiet: bool) -> Callable[[Outcome], None]:
-    """One line on stderr for each run that ends."""
-    ended = 0
-
-    def tell(outcome: Outcome) -> None:
-        nonlocal ended
-        ended += 1
-        if quiet:
-            return
-        run = outcome.measurement
-        if run is None:
-            told = f"{'stopped' if outcome.stopped else 'FAILED'}: {outcome.error}"
-        else:
-            told = f"{run.detected}/{run.detected + run.missed} caught, {run.false_alarms} false alarms, {run.wall_s:.2f} s"
-        print(f"[{ended}/{count}] {outcome.cell}: {told}", file=sys.stderr, flush=True)
-
-    return tell
-
-
 def _report(out: Path, outcomes: list[Outcome], setup: Setup, *, as_json: bool) -> None:
-    from holdfast.bench.environment import environment
     from holdfast.bench.figure import draw
     from holdfast.bench.rows import rows_of
-    from holdfast.bench.table import findings, render_markdown, write
+    from holdfast.bench.table import COLUMNS, findings, write
     from holdfast.errors import HoldfastError
+    from holdfast.report.pipes import told_pipes
+    from holdfast.sweep.environment import environment
 
     rows = rows_of(outcomes, setup)
     write(out, rows, outcomes, setup, environment())
@@ -147,7 +109,7 @@ def _report(out: Path, outcomes: list[Outcome], setup: Setup, *, as_json: bool) 
         summary = {"out": str(out), "cells": len(outcomes), "failed": len(failures), "rows": [asdict(row) for row in rows]}
         print(json.dumps({**summary, "findings": findings(outcomes, setup)}, allow_nan=False))
     else:
-        print(render_markdown(rows))
+        print(told_pipes(rows, COLUMNS))
         for line in findings(outcomes, setup):
             print(f"- {line}")
         print(f"\nTable and figure: {out}")

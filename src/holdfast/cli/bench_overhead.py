@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
     from holdfast.bench.overhead import Plan
+    from holdfast.sweep import Store, Study
 
 
 def register(app: typer.Typer) -> None:
@@ -43,24 +43,25 @@ def overhead(
     state: Annotated[
         int | None, typer.Option("--state-bytes", metavar="N", min=1, help="Weights and moments of a stage (default: 696 MB).")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Tables, figures, cells; goes on there (default: runs/DATE-TIME)."),
-    ] = None,
+    jobs: JOBS = 1,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure overhead: time, bytes, memory and operations of every defence, against defences off and against the bound."""
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.overhead_report import frame
-    from holdfast.presets import default_out
+    from holdfast.bench.overhead import study_of
+    from holdfast.sweep import Store
 
     plan = _plan(quick=quick, parts=part, networks=network, stages=stages, micro_batches=micro_batches)
     given: dict[str, Any] = {"seconds_per_forward": forward, "tensor_bytes": tensor, "state_bytes": state}
     plan = replace(plan, size=replace(plan.size, **{name: value for name, value in given.items() if value is not None}))
-    require_matplotlib()
-    frame([])
-    _measure(plan, out if out is not None else Path(default_out()), as_json=as_json, quiet=quiet)
+    study, store = study_of(plan), Store(directory(out))
+    if dry_run:
+        list_cells(study, store, jobs, as_json=as_json)
+        return
+    require_libraries()
+    _measure(plan, study, store, jobs, as_json=as_json, quiet=quiet)
 
 
 def _plan(
@@ -86,33 +87,29 @@ def _plan(
     return plan.at(stages, micro_batches)
 
 
-def _measure(plan: Plan, out: Path, *, as_json: bool, quiet: bool) -> None:
+def _measure(plan: Plan, study: Study, store: Store, jobs: int, *, as_json: bool, quiet: bool) -> None:
     import torch
 
-    from holdfast.bench.environment import environment
-    from holdfast.bench.kept import Kept
-    from holdfast.bench.overhead import run
+    from holdfast.bench.overhead import gather
     from holdfast.bench.overhead_figure import draw
     from holdfast.bench.overhead_report import headline, promises, write
-
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
+    from holdfast.sweep.environment import environment
 
     torch.set_num_threads(1)
-    kept = Kept(out)
-    found = run(plan, kept, tell)
+    records, ran = measure(study, store, jobs, quiet=quiet, tell=numbers({"ratio": "time ×", "bound": "bound ×"}))
+    found, out = gather(plan, records), store.directory
     write(out, found, environment())
     draw(found, out)
     broken = [what for what, measured, most in found.promises() if measured > most]
     if as_json:
         rows = {"virtual": [asdict(row) for row in found.virtual], "real": [asdict(row) for row in found.real]}
-        told = {"out": str(out), "measured": kept.measured, "promises": promises(found), "broken": broken, **rows}
+        told = {"out": str(out), "measured": ran, "promises": promises(found), "broken": broken, **rows}
         print(json.dumps(told, allow_nan=False))
     else:
         print(headline(found))
         for line in promises(found):
             print(f"- {line}")
         print(f"\nTables and figures: {out}")
+    require_all(records)
     if broken:
         raise typer.Exit(1)

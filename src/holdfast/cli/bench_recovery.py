@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
     from holdfast.bench.recovery import Plan
+    from holdfast.sweep import Store, Study
 
 
 def register(app: typer.Typer) -> None:
@@ -37,20 +37,17 @@ def recovery(
     ] = None,
     hours: Annotated[float | None, typer.Option("--hours", metavar="X", help="Length of the day (default: 24).")] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Days of each kind.")] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Tables, figures, cells; goes on there (default: runs/DATE-TIME)."),
-    ] = None,
+    jobs: JOBS = 1,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure recovery: what crashes and lies cost, and the goodput of a day among machines that come and go."""
     from holdfast.bench import recovery as experiment
     from holdfast.bench.described import NETWORKS
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.overhead_report import frame
     from holdfast.errors import ConfigError
-    from holdfast.presets import default_out
+    from holdfast.sweep import Store
 
     for name in part or ():
         if name not in experiment.PARTS:
@@ -72,38 +69,38 @@ def recovery(
         "hours": hours,
     }
     plan = replace(plan, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    require_matplotlib()
-    frame([])
-    _measure(plan, out if out is not None else Path(default_out()), as_json=as_json, quiet=quiet)
+    study, store = experiment.study_of(plan), Store(directory(out))
+    if dry_run:
+        list_cells(study, store, jobs, as_json=as_json)
+        return
+    require_libraries()
+    _measure(plan, study, store, jobs, as_json=as_json, quiet=quiet)
 
 
-def _measure(plan: Plan, out: Path, *, as_json: bool, quiet: bool) -> None:
+def _measure(plan: Plan, study: Study, store: Store, jobs: int, *, as_json: bool, quiet: bool) -> None:
     import torch
 
-    from holdfast.bench.environment import environment
-    from holdfast.bench.kept import Kept
-    from holdfast.bench.recovery import run
+    from holdfast.bench.recovery import gather
     from holdfast.bench.recovery_figure import draw
     from holdfast.bench.recovery_report import sections, summary, write
-
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
+    from holdfast.sweep.environment import environment
 
     torch.set_num_threads(1)
-    kept = Kept(out)
-    found = run(plan, kept, tell)
+    tell = numbers({"extra_s": "seconds lost:", "steps": "steps:", "rollbacks": "rollbacks:"})
+    records, ran = measure(study, store, jobs, quiet=quiet, tell=tell)
+    found, out = gather(plan, records), store.directory
     write(out, found, plan.network, environment())
     draw(found, out)
     broken = found.findings()
     if as_json:
         rows = {"incidents": [asdict(row) for row in found.incidents], "trace": [asdict(row) for row in found.trace]}
-        print(json.dumps({"out": str(out), "measured": kept.measured, "findings": broken, **rows}, allow_nan=False))
+        print(json.dumps({"out": str(out), "measured": ran, "findings": broken, **rows}, allow_nan=False))
     else:
         for title, text in sections(found)[1:]:
             print(f"{title}\n\n{text}")
         for line in [*summary(found), *broken]:
             print(f"- {line}")
         print(f"\nTables and figures: {out}")
+    require_all(records)
     if broken:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli.cells import empty_directory
 from holdfast.cli.options import JSON, QUIET
 
 
@@ -34,20 +35,17 @@ def roc(
     quiet: QUIET = False,
 ) -> None:
     """Measure tolerance across unlike hardware: false alarms, and the detection rate against the size of a forgery."""
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.environment import environment
     from holdfast.bench.roc import ARITHMETICS, Plan, run_roc
     from holdfast.bench.roc_report import summary, write_roc
     from holdfast.errors import ConfigError
-    from holdfast.presets import default_out
+    from holdfast.sweep.environment import environment
+    from holdfast.sweep.style import require_matplotlib
 
     dtypes = tuple(dict.fromkeys(dtype or ARITHMETICS))
     for name in dtypes:
         if name not in ARITHMETICS:
             raise ConfigError(f"--dtype {name!r}: known are {', '.join(ARITHMETICS)}")
-    where = out if out is not None else Path(default_out())
-    if where.exists() and (not where.is_dir() or any(where.iterdir())):
-        raise ConfigError(f"{where} exists and is not empty; choose another --out")
+    where = empty_directory(out)
     require_matplotlib()
 
     def tell(text: str) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.cells import DRY_RUN, JOBS, list_cells, measure, numbers, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET
 
 if TYPE_CHECKING:
-    from holdfast.bench.paper.cells import Record
     from holdfast.bench.paper.grid import Question
     from holdfast.bench.paper.table import Results
 
@@ -51,7 +50,14 @@ def _command(table: str) -> Callable[..., None]:
         assign: Annotated[
             list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
         ] = None,
-        jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time.")] = 1,
+        columns: Annotated[
+            list[str] | None,
+            typer.Option("--columns", metavar="NAME", help="A column; repeatable (default: all; clean always)."),
+        ] = None,
+        overfit: Annotated[
+            bool, typer.Option("--overfit", help="Little text, many steps: clean runs overfit, as the paper's did.")
+        ] = False,
+        jobs: JOBS = 1,
         out: Annotated[
             Path | None,
             typer.Option(
@@ -61,11 +67,13 @@ def _command(table: str) -> Callable[..., None]:
         store: Annotated[
             Path | None, typer.Option("--store", metavar="DIR", help="Models and cells, shared by tables (default: OUT/store).")
         ] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells that are still to be run.")] = False,
+        dry_run: DRY_RUN = False,
         as_json: JSON = False,
         quiet: QUIET = False,
     ) -> None:
         from holdfast.bench.paper.grid import ask
+        from holdfast.bench.paper.runner import study_of
+        from holdfast.sweep import Store
 
         question = ask(
             table,
@@ -74,6 +82,8 @@ def _command(table: str) -> Callable[..., None]:
             data=data or (),
             seeds=range(first_seed, first_seed + seeds),
             directories=_directories(model_dir or []),
+            columns=columns or (),
+            overfit=overfit,
             steps=steps,
             assignments=tuple(assign or ()),
             **({"device": device} if device is not None else {}),
@@ -81,7 +91,7 @@ def _command(table: str) -> Callable[..., None]:
         where = out if out is not None else Path("runs") / f"{table}-{scale}"
         kept = store if store is not None else where / "store"
         if dry_run:
-            _list(question, kept, as_json=as_json)
+            list_cells(study_of(question, kept), Store(kept), jobs, as_json=as_json)
         else:
             _measure(question, where, kept, jobs, as_json=as_json, quiet=quiet)
 
@@ -100,68 +110,30 @@ def _directories(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _list(question: Question, kept: Path, *, as_json: bool) -> None:
-    from holdfast.bench.paper.cells import Store
-    from holdfast.bench.paper.grid import cells_of
-
-    cells, store = cells_of(question), Store(kept)
-    waiting = [cell for cell in cells if store.read(cell) is None]
-    if as_json:
-        told = [{"key": cell.key, **cell.axes} for cell in waiting]
-        print(json.dumps({"cells": len(cells), "kept": len(cells) - len(waiting), "waiting": told}))
-        return
-    for cell in waiting:
-        print(f"{cell.key}  " + "  ".join(str(value) for value in cell.axes.values()))
-    print(f"{len(cells)} cells, {len(waiting)} to be run")
-
-
 def _measure(question: Question, out: Path, kept: Path, jobs: int, *, as_json: bool, quiet: bool) -> None:
-    from holdfast.bench.drawing import require_matplotlib
-    from holdfast.bench.environment import environment
-    from holdfast.bench.paper.cells import Store, run_cells
-    from holdfast.bench.paper.grid import cells_of, check_models
+    from holdfast.bench.paper.grid import check_models
     from holdfast.bench.paper.pretrain import make_all
-    from holdfast.bench.paper.runner import FineTuning
-    from holdfast.bench.paper.table import Results, Summary
+    from holdfast.bench.paper.runner import study_of
+    from holdfast.bench.paper.table import Results
     from holdfast.bench.paper.write import write
     from holdfast.job import check_device
+    from holdfast.sweep import Store
+    from holdfast.sweep.environment import environment
 
-    say = partial(_say, quiet=quiet)
-    require_matplotlib()
-    _ = Summary((1.0, 2.0)).half  # before an hour of runs, not after it
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    require_libraries()
     check_device(question.device)
     check_models(question)
-    cells, store = cells_of(question), Store(kept)
     starters = [question.starter(*row) for row in question.rows]
     make_all([starter for starter in starters if starter is not None], kept, say, jobs)
-    waiting = [cell for cell in cells if store.read(cell) is None]
-    say(f"{len(cells)} cells, {len(waiting)} to be run")
-    tell = _Teller(len(waiting), say)
-    results = Results(question, run_cells(cells, store, jobs=jobs, tell=tell, runner=FineTuning(kept)))
-    write(out, results, cells, environment())
+    tell = numbers({"validation_perplexity": "perplexity"})
+    records, _ = measure(study_of(question, kept), Store(kept), jobs, quiet=quiet, tell=tell, shared=True)
+    results = Results(question, records)
+    write(out, results, environment())
     _report(results, out, as_json=as_json)
-
-
-def _say(line: str, *, quiet: bool) -> None:
-    if not quiet:
-        print(line, file=sys.stderr, flush=True)
-
-
-class _Teller:
-    """One line for each run that ends."""
-
-    def __init__(self, count: int, say: Callable[[str], None]) -> None:
-        self._count, self._say, self._ended = count, say, 0
-
-    def __call__(self, record: Record) -> None:
-        self._ended += 1
-        place = ", ".join(str(value) for value in record.axes.values())
-        if record.error is not None:
-            told = f"FAILED: {record.error}"
-        else:
-            perplexity = record.values["validation_perplexity"]
-            told = f"perplexity {'infinite' if perplexity is None else f'{perplexity:,.1f}'}, {record.values['seconds']:.1f} s"
-        self._say(f"[{self._ended}/{self._count}] {place}: {told}")
 
 
 def _report(results: Results, out: Path, *, as_json: bool) -> None:
@@ -200,5 +172,4 @@ def _report(results: Results, out: Path, *, as_json: bool) -> None:
         print(f"\nTable and figure: {out}")
     if broken:
         raise HoldfastError(f"a broken promise: {broken[0]}" + (f", and {len(broken) - 1} more" if len(broken) > 1 else ""))
-    if results.failed:
-        raise HoldfastError(f"{len(results.failed)} of {len(results.records)} cells failed; the same command runs them again")
+    require_all(results.records)

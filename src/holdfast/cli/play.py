@@ -1,7 +1,8 @@
-"""The process of one worker under the `processes` engine: it reads its part on standard input, and ends when that does.
+"""The process of one worker under the engines `processes` and `ray`: it is told its part, plays it, and ends.
 
-Not a command for people; `holdfast train --engine processes` starts it. What the liars among the workers know of their lies
-goes to standard output, line by line, for the report: the run itself never sees it.
+Not a command for people. `holdfast train --engine processes` starts it with its part on standard input, and it ends when that
+does; `--engine ray` calls `perform` in an actor. What the liars among the workers know of their lies is said line by line, on
+standard output or through Ray, for the report: the run itself never sees it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
@@ -34,13 +36,21 @@ def main() -> int:
     from holdfast.errors import HoldfastError
 
     try:
-        return _play(line)
+        _play(line, _print, "127.0.0.1", _leave_with_parent)
     except HoldfastError as error:
         logging.getLogger("holdfast").error("%s", error)
         return error.exit_code
+    return 0
 
 
-def _play(line: bytes) -> int:
+def perform(told: bytes, say: Callable[[bytes], None], ip: str) -> None:
+    """Play the part `told` (a `crew.Told` as JSON) and be reached at `ip`; `say` gets lines. Raises a HoldfastError."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    _play(told, say, ip, lambda _stop: None)
+
+
+def _play(line: bytes, say: Callable[[bytes], None], ip: str, watch: Callable[[Callable[[str], None]], None]) -> None:
+    """`watch(stop)` runs in a thread of its own, and may have the worker leave."""
     from pydantic import ValidationError
 
     from holdfast.crew import Told
@@ -58,30 +68,53 @@ def _play(line: bytes) -> int:
         told = Told.model_validate_json(line)
     except ValidationError as error:
         raise ConfigError(f"not the part of a worker: {error.error_count()} fields are wrong") from None
-    play, after_turn = _cast(told)
+    numerics = numerics_of(told.device)
+    _check_fit(told, numerics)
+    play, after_turn = _cast(told, say)
     transport = GrpcTransport(
         Endpoint(told.name, (told.name,)),
         told.credentials,
         run=told.run,
+        listen=f"[{ip}]:0" if ":" in ip else f"{ip}:0",
         relay=HOST,
         options=WireOptions(silence_s=told.silence_s),
         anytime=ANYTIME,
     )
     transport.know([Endpoint(HOST, told.trusted, told.host)])
-    present = Present(transport.address, told.device, numerics_of(told.device), available_memory() or 0)
+    present = Present(transport.address, told.device, numerics, available_memory() or 0)
     sign = partial(sign_header, identity=from_pem(told.identity.encode(), "its part"))
     part = Part(told.name, present, HOST, told.device, sign, play, after_turn, partial(_die, transport))
     station = Station(part, transport)
-    threading.Thread(target=_leave_with_parent, args=(station.stop,), name="holdfast parent", daemon=True).start()
+    threading.Thread(target=watch, args=(station.stop,), name="holdfast parent", daemon=True).start()
     try:
         station.run()
     finally:
         after_turn()
         transport.close()
-    return 0
 
 
-def _cast(told: Told) -> tuple[Callable[[Actor], Actor], Callable[[], None]]:
+def _check_fit(told: Told, numerics: str) -> None:
+    """Raise SetupError on a machine whose work would not be the run's."""
+    from holdfast import __version__
+    from holdfast.errors import SetupError
+
+    if told.version != __version__:
+        raise SetupError(
+            f"Holdfast is {__version__} on node {platform.node()} and {told.version} at the host; install the same version"
+        )
+    if told.numerics is not None and told.numerics != numerics:
+        raise SetupError(
+            f"node {platform.node()} computes in another numerics class ({numerics}) than the host ({told.numerics}), and this "
+            "run compares bytes; use nodes of one kind with the same torch, or --defence none"
+        )
+
+
+def _print(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _cast(told: Told, say: Callable[[bytes], None]) -> tuple[Callable[[Actor], Actor], Callable[[], None]]:
     """Who plays the worker, and what reports what it has forged since it was last asked."""
     if told.cast is None:
         return (lambda actor: actor), (lambda: None)
@@ -93,8 +126,7 @@ def _cast(told: Told) -> tuple[Callable[[Actor], Actor], Callable[[], None]]:
 
     def report() -> None:
         for entry in journal.take():
-            sys.stdout.write(json.dumps(entry) + "\n")
-        sys.stdout.flush()
+            say(json.dumps(entry).encode())
 
     return troupe.play, report
 

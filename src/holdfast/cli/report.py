@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="What `train`, `sweep` or `bench table1|table2` wrote with --out.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="What `train`, `sweep` or `bench` wrote with --out.")],
     form: Annotated[
         str, typer.Option("--format", "-f", metavar="FORM", help="md, csv, means, tex, pdf, svg, html, or all.")
     ] = "md",
@@ -49,7 +47,7 @@ def report(
     ] = None,
     geometric: Annotated[bool, typer.Option("--geometric", help="Geometric means of perplexities.")] = False,
 ) -> None:
-    """Compare finished runs, or tell what a sweep came to: means over seeds, each number with the runs behind it."""
+    """Compare finished runs, or tell what a sweep or an experiment came to: means over seeds, each number with its runs."""
     from holdfast.errors import ConfigError
     from holdfast.sweep.sources import is_run
 
@@ -61,13 +59,13 @@ def report(
     if form in ("md", "csv", "html") and not chosen and all(is_run(run) or not run.exists() for run in runs):
         _put(_compared(runs, form).encode(), to)
         return
-    table = _table(runs, by, value, geometric=geometric)
+    tables = _tables(runs, by, value, geometric=geometric)
     renderers = _renderers()
     if form != "all":
-        _put(renderers[form](table), to)
+        _put(renderers[form](tables), to)
         return
     assert to is not None
-    contents = {name: renderers[each](table) for name, each in ALL.items()}
+    contents = {name: renderers[each](tables) for name, each in ALL.items()}
     to.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         _put(content, to / name)
@@ -82,12 +80,12 @@ def _compared(runs: list[Path], form: str) -> str:
     return renderers[form](told_apart([(run, read_run(run)) for run in runs]))
 
 
-def _table(runs: list[Path], by: list[str] | None, value: list[str] | None, *, geometric: bool) -> ResultTable:
+def _tables(runs: list[Path], by: list[str] | None, value: list[str] | None, *, geometric: bool) -> list[ResultTable]:
     from holdfast.sweep import Store
     from holdfast.sweep.frame import require_pandas, require_scipy
     from holdfast.sweep.sources import read_sources
     from holdfast.sweep.store import is_store
-    from holdfast.sweep.table import make_table
+    from holdfast.sweep.table import make_tables
 
     require_pandas()
     require_scipy()
@@ -95,22 +93,22 @@ def _table(runs: list[Path], by: list[str] | None, value: list[str] | None, *, g
     for run in runs:
         if is_store(run) and (missing := Store(run).missing):
             print(f"note: {missing} cells of {run} are not run yet", file=sys.stderr)
-    return make_table(records, by=by, values=value, geometric=geometric, name=name)
+    return make_tables(records, by=by, values=value, geometric=geometric, name=name)
 
 
-def _renderers() -> dict[str, Callable[[ResultTable], bytes]]:
+def _renderers() -> dict[str, Callable[[list[ResultTable]], bytes]]:
     from holdfast.sweep.draw import figure
     from holdfast.sweep.page import page
     from holdfast.sweep.text import csv_means, csv_runs, latex, markdown
 
     return {
-        "md": lambda table: markdown(table).encode(),
-        "csv": lambda table: csv_runs(table).encode(),
-        "means": lambda table: csv_means(table).encode(),
-        "tex": lambda table: latex(table).encode(),
-        "pdf": lambda table: figure(table, "pdf"),
-        "svg": lambda table: figure(table, "svg"),
-        "html": lambda table: page(table).encode(),
+        "md": lambda tables: markdown(*tables).encode(),
+        "csv": lambda tables: csv_runs(*tables).encode(),
+        "means": lambda tables: csv_means(*tables).encode(),
+        "tex": lambda tables: latex(*tables).encode(),
+        "pdf": lambda tables: figure(*tables, form="pdf"),
+        "svg": lambda tables: figure(*tables, form="svg"),
+        "html": lambda tables: page(*tables).encode(),
     }
 
 

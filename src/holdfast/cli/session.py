@@ -32,8 +32,9 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = experiment.run()
     if interrupted():
-        print(f"stopped; go on with: holdfast train --resume {config.output.dir}", file=sys.stderr)
+        print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    _warn_of_checkpoints(result)
     return result
 
 
@@ -44,7 +45,7 @@ def run_hosted(
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose) as progress:
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
         try:
@@ -53,9 +54,32 @@ def run_hosted(
         finally:
             host.close()
     if interrupted():
-        print("stopped; go on with the same command", file=sys.stderr)
+        print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    _warn_of_checkpoints(result)
     return result
+
+
+def _from_where(result: RunResult) -> str:
+    """Where a resumed run would begin, if that is not where this one has stopped."""
+    if result.checkpoint_step == result.steps or result.out is None:
+        return ""
+    if result.checkpoint_step is None:
+        return " (from the beginning: no checkpoint could be written)"
+    return f" (from step {result.checkpoint_step} of {result.steps}: no later checkpoint could be written)"
+
+
+def _warn_of_checkpoints(result: RunResult) -> None:
+    """Also where progress is not shown: a run that has ended well lacks the checkpoint from which it could be made longer."""
+    if result.out is not None and result.checkpoint_step != result.steps:
+        last = (
+            "there is none" if result.checkpoint_step is None else f"the last good one is after {result.checkpoint_step} steps"
+        )
+        print(
+            f"warning: the model is written, but no checkpoint after {result.steps} steps could be; {last}; "
+            f"{result.out}/holdfast.log says why",
+            file=sys.stderr,
+        )
 
 
 def show_result(result: RunResult, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ A domain keeps a signature from being read as one of another kind: that of a hea
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from holdfast.claim import Header, Role
@@ -18,6 +18,8 @@ from holdfast.evidence.identity import Identity, verify
 
 HEADER_DOMAIN = b"holdfast/header/1\0"
 RECORD_DOMAIN = b"holdfast/record/1\0"
+
+_length = struct.Struct(">I").pack
 
 Packable = int | float | str | bytes | tuple["Packable", ...]
 
@@ -30,15 +32,9 @@ def pack(value: Packable) -> bytes:
     >>> pack(0.0) == pack(-0.0)
     False
     """
-    if isinstance(value, tuple):
-        return b"t" + struct.pack(">I", len(value)) + b"".join(pack(item) for item in value)
-    if isinstance(value, float):
-        return b"f" + struct.pack(">d", value)
-    if isinstance(value, int):
-        return _sized(b"i", b"%d" % value)
-    if isinstance(value, str):
-        return _sized(b"s", value.encode("utf-8", "surrogatepass"))
-    return _sized(b"b", value)
+    parts: list[bytes] = []
+    _pack_into(value, parts.append)
+    return b"".join(parts)
 
 
 def header_message(header: Header) -> bytes:
@@ -76,5 +72,18 @@ def conflict(first: Header, second: Header) -> bool:
     return about[0] == about[1] and told[0] != told[1]
 
 
-def _sized(tag: bytes, content: bytes) -> bytes:
-    return tag + struct.pack(">I", len(content)) + content
+def _pack_into(value: Packable, add: Callable[[bytes], None]) -> None:
+    if isinstance(value, str):
+        content = value.encode("utf-8", "surrogatepass")
+        add(b"s" + _length(len(content)) + content)
+    elif isinstance(value, bytes):
+        add(b"b" + _length(len(value)) + value)
+    elif isinstance(value, int):
+        content = b"%d" % value
+        add(b"i" + _length(len(content)) + content)
+    elif isinstance(value, float):
+        add(b"f" + struct.pack(">d", value))
+    else:
+        add(b"t" + _length(len(value)))
+        for item in value:
+            _pack_into(item, add)

@@ -5,7 +5,7 @@ from holdfast.partition.module import StageModule
 from holdfast.partition.plan import Plan, Range, costs_of, cut, make_plan, plan_from, planned
 from holdfast.partition.skeleton import prepare_config
 from holdfast.partition.source import ModelSource, describe
-from holdfast.partition.weights import initial_weights, save_model, whole_model
+from holdfast.partition.weights import initial_weights, model_writer, save_model, whole_model
 
 __all__ = [
     "Lora",
@@ -19,6 +19,7 @@ __all__ = [
     "initial_weights",
     "is_adapter",
     "make_plan",
+    "model_writer",
     "plan_from",
     "planned",
     "prepare_config",

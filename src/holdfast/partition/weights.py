@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -91,21 +91,31 @@ def save_model(directory: Path | str, config: Any, weights: Mapping[str, Tensor]
 
     Adapters are not part of it (`holdfast.partition.lora.save_adapter` writes them).
     """
-    base = {name: tensor for name, tensor in weights.items() if not is_adapter(name)}
-    model = whole_model(config, base)
-    target = Path(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-        with no_progress_bar():
-            model.save_pretrained(partial)
-        write_sums(Path(partial))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        target.mkdir(exist_ok=True)
-        for stale in (*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")):
-            stale.unlink()
-        for path in sorted(Path(partial).iterdir()):
-            path.replace(target / path.name)
+    model_writer(config, weights, tokenizer)(Path(directory))
+
+
+def model_writer(config: Any, weights: Mapping[str, Tensor], tokenizer: Any = None) -> Callable[[Path], None]:
+    """What `save_model` does once the model is built, which holds a copy of the weights in the host's memory.
+
+    Another thread may call it: only the library's constructors change what belongs to the whole process.
+    """
+    model = whole_model(config, {name: tensor for name, tensor in weights.items() if not is_adapter(name)})
+
+    def write(target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
+            with no_progress_bar():
+                model.save_pretrained(partial)
+            write_sums(Path(partial))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+            target.mkdir(exist_ok=True)
+            for stale in (*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")):
+                stale.unlink()
+            for path in sorted(Path(partial).iterdir()):
+                path.replace(target / path.name)
+
+    return write
 
 
 @contextmanager

@@ -82,21 +82,24 @@ def _parse(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def _end_of(path: Path, version: int) -> int:
-    """Where the story of `version` sealed steps ends: behind the line about its checkpoint, or about its last step where the
-    run was killed between the two; the end of the file, where it tells nothing of that version.
+    """Where the story of `version` sealed steps ends: behind the line that its checkpoint was taken, or about its last step
+    where the run was killed between the two; the end of the file, where it tells nothing of that version.
     """
-    end = sealed = written = 0
+    end = sealed = taken = written = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             record = _parse(line.decode(errors="replace"), number, path)
             about = (record["event"], record.get("step"))
             evaluated = about == ("Evaluated", version) and sealed == end > 0
+            at_once = about == ("CheckpointWritten", version) and taken == end > 0
             end += len(line)
-            if about == ("CheckpointWritten", version):
+            if about == ("CheckpointTaken", version) or at_once:
+                taken = end
+            elif about == ("CheckpointWritten", version):  # as earlier versions told it, before the steps went on
                 written = end
             elif about == ("StepSealed", version - 1) or evaluated:
                 sealed = end
-    return written or sealed or (end if version else 0)
+    return taken or written or sealed or (end if version else 0)
 
 
 def _drop_torn_line(path: Path) -> None:

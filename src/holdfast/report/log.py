@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TextIO
 from holdfast.event import (
     Alert,
     Banned,
+    CheckpointFailed,
     Event,
     Paused,
     RolledBack,
@@ -39,13 +40,14 @@ FILE = "holdfast.log"
 LOGGER = "holdfast"
 Form = Literal["text", "json"]
 
-WARNINGS = (Alert, Banned, Paused, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
+WARNINGS = (Alert, Banned, CheckpointFailed, Paused, RolledBack, StagesSkipped, StepRestarted, TakenOver, WorkerLost)
 SHOWN = (
     "step",
     "attempt",
     "worker",
     "stage",
     "lost",
+    "last",
     "heir",
     "version",
     "path",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.report.pipes import pipes
 from holdfast.report.record import RunRecord, number
 
 
@@ -64,10 +65,7 @@ def rows(runs: Sequence[RunRecord]) -> list[Row]:
 
 def render_markdown(runs: Sequence[RunRecord]) -> str:
     """The comparison as a Markdown table with a line of column names."""
-    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + " --- |" * len(HEADINGS)]
-    for row in rows(runs):
-        lines.append("| " + " | ".join(str(getattr(row, name)).replace("|", "\\|") for name in HEADINGS) + " |")
-    return "\n".join(lines) + "\n"
+    return pipes(list(HEADINGS.values()), [[getattr(row, name) for name in HEADINGS] for row in rows(runs)])
 
 
 def render_csv(runs: Sequence[RunRecord]) -> str:

@@ -11,6 +11,7 @@ from time import monotonic
 from holdfast.event import (
     Alert,
     Banned,
+    CheckpointFailed,
     CheckpointWritten,
     Evaluated,
     Event,
@@ -127,6 +128,9 @@ def _told(event: Event) -> str | None:
             return f"step {event.step}: {event.worker} is there"
         case CheckpointWritten():
             return f"checkpoint after {event.step} steps: {event.path}"
+        case CheckpointFailed():
+            last = f"the last good one is {event.last}" if event.last else "there is none yet"
+            return f"no checkpoint after {event.step} steps: {event.reason}; the run goes on, {last}"
         case TakenOver():
             return f"step {event.step}: {event.heir} takes stage {event.stage} over from {event.lost}"
         case Reshadowed():

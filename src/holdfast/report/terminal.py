@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Self, TextIO
 
 from holdfast.event import (
     Banned,
+    CheckpointFailed,
     CheckpointWritten,
     Evaluated,
     Event,
@@ -33,7 +34,7 @@ Observer = Callable[[Event, float], None]
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
 
-NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, Placed, Paced, Paused)
+NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, Placed, Paced, Paused, CheckpointFailed)
 """What is told at once, also to who has not asked for everything (`verbose`)."""
 
 LINES = (*NEWS, RunStarted, Evaluated, CheckpointWritten)

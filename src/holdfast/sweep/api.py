@@ -17,8 +17,9 @@ from holdfast.errors import ConfigError
 from holdfast.settings import merge
 from holdfast.sweep.frame import frame, require_pandas
 from holdfast.sweep.grid import Grid, make_grid, read_grid
-from holdfast.sweep.run import run_cells
-from holdfast.sweep.store import Record, Store
+from holdfast.sweep.record import Record
+from holdfast.sweep.store import Store
+from holdfast.sweep.study import Study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,9 +46,8 @@ def sweep(
     require_pandas()
     planned = _planned(base, grid, cases, seeds, skip)
     with _directory(out) as directory:
-        store = Store(directory)
-        store.write_grid(planned.name, planned.axes, planned.cells, planned.text)
-        return frame(run_cells(planned.cells, store, jobs=jobs, tell=tell))
+        study = Study(planned.name, planned.cells, text=planned.text)
+        return frame(study.fill(Store(directory), jobs=jobs, tell=tell))
 
 
 def _planned(base: Any, grid: Any, cases: Any, seeds: Any, skip: Any) -> Grid:

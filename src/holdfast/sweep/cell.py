@@ -2,7 +2,8 @@
 
     axes      attack = "sign-flip", rate = 0.7, seed = 3
     tables    {"training": {"seed": 3}, "attack": [{"spec": "sign-flip", "rate": 0.7}], ...}
-    key       sha256 over the resolved settings and the content of the files that they name
+    more      what else decides the result: what an experiment measures that is no setting of a run
+    key       sha256 over the resolved settings, the content of the files that they name, and `more`
 
 Two cells with one key have one result, whatever their axes are called and wherever their files lie.
 """
@@ -31,12 +32,13 @@ TRAINING = "training"
 @dataclass(frozen=True)
 class Cell:
     """`tables` are what `holdfast.config.resolve` takes, the seed included. `kind` names what is measured, where that is more
-    than a run: cells of two kinds never share a result.
+    than a run: cells of two kinds never share a result. `more` has plain (JSON) values.
     """
 
     axes: Mapping[str, Scalar]
     tables: Mapping[str, Any] = field(compare=False)
     kind: str = TRAINING
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -47,7 +49,7 @@ class Cell:
     def key(self) -> str:
         """64 hexadecimal digits. Raises ConfigError for settings that are refused, DataError for a file that is unreadable."""
         settings = self.config.model_dump(mode="json", exclude={"output": True, "machines": {"metrics", "expose_metrics"}})
-        told = {"schema": SCHEMA, "kind": self.kind, "settings": with_contents(settings)}
+        told = {"schema": SCHEMA, "kind": self.kind, "settings": with_contents(settings), "more": self.more}
         return hashlib.sha256(json.dumps(told, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     @property

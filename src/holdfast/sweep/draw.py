@@ -7,44 +7,52 @@ sign-flip 0.3              o-|-@-|-o          logarithmic where the values diffe
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
-from holdfast.bench.drawing import GREY, STYLE, require_matplotlib
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import shown
+from holdfast.sweep.style import BLUE, GREY, STYLE, drawn, require_matplotlib
 from holdfast.sweep.table import WEIGHTS, Line, ResultTable, heading, value_of
 
-BLUE, PALE = "#0072B2", "#9CC3DD"
+FAINT = "#9CC3DD"
 LOG_ABOVE = 20.0
-ROW_INCHES, FRAME_INCHES, PANEL_INCHES = 0.27, 0.9, 3.4
+ROW_INCHES, FRAME_INCHES, PANEL_INCHES, TITLE_INCHES = 0.27, 0.9, 3.4, 0.35
 
 
-def figure(table: ResultTable, form: str) -> bytes:
-    """A panel for each of the first two values that vary, as `pdf`, `svg` or `png`; equal tables give equal bytes."""
+def figure(*tables: ResultTable, form: str) -> bytes:
+    """A panel for each of the first two values that vary, tables one below the other, as `pdf`, `svg` or `png`; equal tables
+    give equal bytes. Raises ConfigError where nothing is a number.
+    """
     matplotlib = require_matplotlib()
     from matplotlib import pyplot
 
-    values = drawn_values(table)
-    if not values:
+    shown = [table for table in tables if drawn_values(table)]
+    if not shown:
         raise ConfigError("there is nothing to draw: no value of the table is a number; choose others with --value")
-    labels = [label_of(line) for line in table.lines]
-    height = FRAME_INCHES + ROW_INCHES * len(labels)
-    width = 0.075 * max(map(len, labels)) + PANEL_INCHES * len(values)
+    heights = [FRAME_INCHES + ROW_INCHES * len(table.lines) + (TITLE_INCHES if table.part else 0.0) for table in shown]
+    widths = [
+        0.075 * max(len(label_of(line)) for line in table.lines) + PANEL_INCHES * len(drawn_values(table)) for table in shown
+    ]
     with matplotlib.rc_context(STYLE):
-        picture, panels = pyplot.subplots(
-            1, len(values), figsize=(width, height), layout="constrained", sharey=True, squeeze=False
-        )
-        for axes, value in zip(panels[0], values, strict=True):
-            _panel(axes, table, value)
-        panels[0][0].set_yticks(range(len(labels)), labels)
-        panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
-        buffer = io.BytesIO()
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-        picture.savefig(buffer, format=form, dpi=200, metadata=undated)
+        picture = pyplot.figure(figsize=(max(widths), sum(heights)), layout="constrained")
+        rows = picture.subfigures(len(shown), 1, height_ratios=heights, squeeze=False)
+        for row, table in zip(rows[:, 0], shown, strict=True):
+            _draw(row, table)
+        content = drawn(picture, form)
         pyplot.close(picture)
-    return buffer.getvalue()
+    return content
+
+
+def _draw(row: Any, table: ResultTable) -> None:
+    values, labels = drawn_values(table), [label_of(line) for line in table.lines]
+    panels = row.subplots(1, len(values), sharey=True, squeeze=False)
+    for axes, value in zip(panels[0], values, strict=True):
+        _panel(axes, table, value)
+    panels[0][0].set_yticks(range(len(labels)), labels)
+    panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
+    if table.part:
+        row.suptitle(table.part, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def drawn_values(table: ResultTable) -> list[str]:
@@ -58,7 +66,7 @@ def drawn_values(table: ResultTable) -> list[str]:
 
 def label_of(line: Line) -> str:
     """The place of a row, in a line."""
-    return ", ".join(shown(value) for value in line.place.values() if value is not None) or "all"
+    return ", ".join(shown(value) for value in line.place.values() if value not in (None, "")) or "all"
 
 
 def is_log(values: list[float]) -> bool:
@@ -67,14 +75,14 @@ def is_log(values: list[float]) -> bool:
 
 
 def _panel(axes: Any, table: ResultTable, value: str) -> None:
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
     index = table.values.index(value)
     every: list[float] = []
     for y, line in enumerate(table.lines):
         found, mean = _numbers(table, line, value), line.figures[index].mean
         every += found
-        axes.plot(found, [y] * len(found), "o", ms=4, mew=0, color=PALE, zorder=2)
+        axes.plot(found, [y] * len(found), "o", ms=4, mew=0, color=FAINT, zorder=2)
         if mean.n:
             if math.isfinite(mean.low):
                 axes.plot([mean.low, mean.high], [y, y], "-", lw=1.4, color=BLUE, solid_capstyle="butt", zorder=3)
@@ -84,6 +92,9 @@ def _panel(axes: Any, table: ResultTable, value: str) -> None:
     if is_log(every):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    else:
+        whole = all(value == int(value) for value in every)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
     axes.set_xlabel(heading(value))
     axes.grid(axis="y", color="#ECECEC", lw=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

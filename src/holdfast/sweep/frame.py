@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import ConfigError, MissingExtra
 from holdfast.plain import NOT_FINITE
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -136,7 +136,7 @@ def _several(names: str | Sequence[str]) -> list[str]:
 
 def require_scipy() -> Any:
     try:
-        from scipy import stats
+        import scipy.stats as stats
     except ImportError:
         raise MissingExtra("scipy", extra="bench", purpose="a confidence interval") from None
     return stats

@@ -130,7 +130,7 @@ def _place(tables: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         rate, stages = (value, None) if name == "rate" else (None, str(value))
         return add_attacks(tables, (), rate, stages)
     if name == "defence" and isinstance(value, str):
-        from holdfast.bench.cell import defence_tables
+        from holdfast.settings import defence_tables
 
         for section, found in defence_tables(value).items():
             tables[section] = {**tables.get(section, {}), **found}

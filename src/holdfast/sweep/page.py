@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from holdfast.report.pipes import NOTHING
 from holdfast.report.svg import Axis, drawing, element, text, title
 from holdfast.sweep.cell import shown
 from holdfast.sweep.draw import drawn_values, is_log, label_of
 from holdfast.sweep.frame import SEED
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 from holdfast.sweep.table import Figure, Line, ResultTable, heading, value_of
 from holdfast.sweep.text import (
-    NOTHING,
     ORIGIN_HEADINGS,
     axes_of,
     digits,
@@ -32,44 +32,53 @@ from holdfast.sweep.text import (
 WIDTH, ROW, TOP, BOTTOM, LETTER = 1040.0, 30.0, 10.0, 46.0, 7.0
 
 
-def page(table: ResultTable) -> str:
-    """The page as text."""
+def page(*tables: ResultTable) -> str:
+    """The page as text; several tables stand one below the other, their runs together."""
     sheets = (("holdfast.report", "page.css"), ("holdfast.sweep", "results.css"))
     style = "".join(files(package).joinpath(name).read_text(encoding="utf-8") for package, name in sheets)
-    environments = environments_of(table.records)
-    sections = [
-        _header(table),
-        _section("Results", _table(table), f"{explanation(table)} Choose a number to see its runs."),
-        *(
-            _section(_capital(heading(value)), f'<div class="wide">{_forest(table, value)}</div>', _FOREST)
+    records = [record for table in tables for record in table.records]
+    environments = environments_of(records)
+    sections = [_header(tables, records)]
+    for index, table in enumerate(tables):
+        sections.append(_section(_capital(table.part) or "Results", _table(table, index), f"{explanation(table)} {_CHOOSE}"))
+        sections += [
+            _section(_titled(table, value), f'<div class="wide">{_forest(table, value)}</div>', _FOREST)
             for value in drawn_values(table)
-        ),
-        *_failures(table),
-        _section("Where the numbers come from", _runs(table, environments) + _environments(environments)),
-        *_cards(table),
+        ]
+    sections += [
+        *_failures(records),
+        _section("Where the numbers come from", _runs(records, environments) + _environments(environments)),
+        *(card for index, table in enumerate(tables) for card in _cards(table, index)),
     ]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>Holdfast: {escape(table.name)}</title><style>{style}</style>"
+        f"<title>Holdfast: {escape(tables[0].name)}</title><style>{style}</style>"
     )
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{"".join(sections)}</main></body></html>\n'
 
 
+_CHOOSE = "Choose a number to see its runs."
 _FOREST = "Faint: every run. Strong: mean and 95 % interval. Rest the pointer on a dot."
 
 
-def _header(table: ResultTable) -> str:
-    runs, failed = len(table.records), len(table.failed)
-    commits = sorted({str(record.environment.get("commit") or "unknown") for record in table.records})
-    words = [f"{runs:,} {'run' if runs == 1 else 'runs'} in {len(table.lines):,} rows", f"commit {', '.join(commits)}"]
+def _titled(table: ResultTable, value: str) -> str:
+    return _capital(f"{table.part}: {heading(value)}" if table.part else heading(value))
+
+
+def _header(tables: Sequence[ResultTable], records: Sequence[Record]) -> str:
+    table = tables[0]
+    runs, failed = len(records), sum(not record.ok for record in records)
+    lines = sum(len(each.lines) for each in tables)
+    commits = sorted({str(record.environment.get("commit") or "unknown") for record in records})
+    words = [f"{runs:,} {'run' if runs == 1 else 'runs'} in {lines:,} rows", f"commit {', '.join(commits)}"]
     if failed:
         words.insert(1, f"{failed:,} failed")
     told_of = " · ".join(words)
     return f'<header><p class="brand">Holdfast</p><h1>{escape(table.name)}</h1><p class="note">{escape(told_of)}</p></header>'
 
 
-def _table(table: ResultTable) -> str:
+def _table(table: ResultTable, number: int) -> str:
     heads = "".join(f"<th>{escape(axis.replace('_', ' '))}</th>" for axis in table.by)
     heads += "".join(f"<th class=num>{escape(name)}</th>" for name in ("runs", *map(heading, table.values)))
     body = []
@@ -83,7 +92,7 @@ def _table(table: ResultTable) -> str:
             f'<td class="{"again" if index < same else "place"}">{escape(place)}</td>' for index, place in enumerate(places)
         ]
         cells.append(f"<td class=num>{escape(runs_of(line))}</td>")
-        cells += [_number(figure, _card_id(row, column), table) for column, figure in enumerate(line.figures)]
+        cells += [_number(figure, _card_id(number, row, column), table) for column, figure in enumerate(line.figures)]
         body.append(f"<tr{'' if same else ' class=first'}>{''.join(cells)}</tr>")
         before = places
     return (
@@ -104,7 +113,7 @@ def _number(figure: Figure, card: str, table: ResultTable) -> str:
     return f'<td class="num{shade}">{button if mean != NOTHING else NOTHING}</td>'
 
 
-def _cards(table: ResultTable) -> list[str]:
+def _cards(table: ResultTable, number: int) -> list[str]:
     """What opens over a number: its runs, each with its own value."""
     cards = []
     for row, line in enumerate(table.lines):
@@ -119,8 +128,9 @@ def _cards(table: ResultTable) -> list[str]:
             )
             heads = "<th>seed</th><th class=num>value</th><th>run</th><th>commit</th><th>cell</th>"
             cards.append(
-                f'<div popover id="{_card_id(row, column)}" class="card"><h3>{escape(_capital(heading(figure.value)))}: '
-                f"{escape(told(figure))}</h3><p class=note>{escape(label_of(line))}{_exactly(figure)}</p>"
+                f'<div popover id="{_card_id(number, row, column)}" class="card">'
+                f"<h3>{escape(_capital(heading(figure.value)))}: {escape(told(figure))}</h3>"
+                f"<p class=note>{escape(label_of(line))}{_exactly(figure)}</p>"
                 f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
             )
     return cards
@@ -184,20 +194,21 @@ def _ticks(x: Axis, value: str, height: float) -> str:
     return "".join(parts)
 
 
-def _failures(table: ResultTable) -> list[str]:
-    if not table.failed:
+def _failures(records: Sequence[Record]) -> list[str]:
+    failed = [record for record in records if not record.ok]
+    if not failed:
         return []
-    body = "".join(f"<tr><td>{escape(record.name)}</td><td>{escape(str(record.error))}</td></tr>" for record in table.failed)
+    body = "".join(f"<tr><td>{escape(record.name)}</td><td>{escape(str(record.error))}</td></tr>" for record in failed)
     heads = "<th>cell</th><th>error</th>"
     return [_section("What failed", f'<table class="errors"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>')]
 
 
-def _runs(table: ResultTable, environments: dict[str, str]) -> str:
-    axes = axes_of(table.records)
+def _runs(records: Sequence[Record], environments: dict[str, str]) -> str:
+    axes = axes_of(records)
     heads = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in (*axes, *ORIGIN_HEADINGS, "alone"))
-    first = {record.key: index for index, record in reversed(list(enumerate(table.records)))}
-    marks = [f' id="c{escape(record.key[:12])}"' if first[record.key] == i else "" for i, record in enumerate(table.records)]
-    rows = zip(table.records, marks, strict=True)
+    first = {record.key: index for index, record in reversed(list(enumerate(records)))}
+    marks = [f' id="c{escape(record.key[:12])}"' if first[record.key] == i else "" for i, record in enumerate(records)]
+    rows = zip(records, marks, strict=True)
     body = "".join(f"<tr{mark}>{_run(record, axes, environments)}</tr>" for record, mark in rows)
     return f'<div class="wide"><table class="runs"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -221,8 +232,8 @@ def _seed(record: Record) -> str:
     return f"seed {shown(record.axes[SEED])}: " if SEED in record.axes else ""
 
 
-def _card_id(row: int, column: int) -> str:
-    return f"n{row}-{column}"
+def _card_id(table: int, row: int, column: int) -> str:
+    return f"n{table}-{row}-{column}"
 
 
 def _capital(words: str) -> str:

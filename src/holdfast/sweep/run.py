@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.report.jsonl import finite
 from holdfast.sweep.cell import Cell
-from holdfast.sweep.store import Record, Store
-from holdfast.sweep.workers import measure_together
+from holdfast.sweep.record import Record
+from holdfast.sweep.store import Store
+from holdfast.sweep.workers import together
 
 Runner = Callable[[Cell], Mapping[str, Any]]
 """Measures a cell; what it returns is plain (JSON) values. Picklable where there are several processes."""
@@ -26,8 +28,8 @@ def run_training(cell: Cell) -> dict[str, Any]:
     """One run, without a directory; returns what `train --json` would print. Cells that differ in attack, defence or network
     alone share text, tokenizer, model and plan within a process.
     """
-    from holdfast.bench.workshop import job_of
     from holdfast.experiment import Experiment
+    from holdfast.sweep.jobs import job_of
 
     return Experiment(cell.config, job=job_of(cell.config)).run().to_json()
 
@@ -96,12 +98,12 @@ class _Ending:
 
 
 def _measured(cells: Sequence[Cell], runner: Runner, jobs: int, command: Callable[[Cell], str]) -> Iterator[Record]:
-    from holdfast.bench.environment import environment
+    from holdfast.sweep.environment import environment
 
     here = environment()
     measure = partial(_measure, runner=runner)
     began = _now()
-    pairs = ((cell, measure(cell)) for cell in cells) if jobs == 1 else measure_together(cells, measure, jobs)
+    pairs = ((cell, measure(cell)) for cell in cells) if jobs == 1 else together(cells, measure, jobs)
     for cell, ending in pairs:
         if isinstance(ending, str):
             ending = _Ending(None, ending, 0.0, began, _now())
@@ -117,6 +119,7 @@ def _measured(cells: Sequence[Cell], runner: Runner, jobs: int, command: Callabl
             command=command(cell),
             environment=here,
             kind=cell.kind,
+            more=dict(cell.more),
         )
 
 
@@ -125,7 +128,7 @@ def _measure(cell: Cell, runner: Runner) -> _Ending:
     started, began = _now(), time.perf_counter()
     result, error = None, None
     try:
-        result = dict(runner(cell))
+        result = finite(dict(runner(cell)))  # as it will be read again
     except HoldfastError as failure:
         error = str(failure)
     except Exception as failure:  # noqa: BLE001  (a defect that one cell brings to light must not lose the others)

@@ -1,8 +1,8 @@
-"""What a report can be made of, as records: directories of runs, of sweeps, and of the paper's tables.
+"""What a report can be made of, as records: directories of runs, of sweeps, and of experiments.
 
 run.json + config.toml      one run (`train --out`); its axis is `run`, its label
-cells/ or sweep.json        a sweep
-NAME.jsonl                  a table of `bench table1` or `table2`, in its directory or by its path
+cells/ or sweep.json        a store, as a sweep and every `bench` fills it
+cells.jsonl                 the records of an experiment in one file, in its directory or by its path
 """
 
 from __future__ import annotations
@@ -11,24 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from holdfast.config import resolve
-from holdfast.errors import DataError
-from holdfast.plain import from_own_json
 from holdfast.report import RunRecord, read_run
 from holdfast.sweep.cell import Cell, command_of
-from holdfast.sweep.store import Record, Store, is_store
+from holdfast.sweep.record import LINES, Record, expanded, read_lines
+from holdfast.sweep.store import Store, is_store
 
 RUN, SOURCE = "run", "source"
-PLACES = ("scale", "model", "data", "column", "seed")
-"""The axes of the paper's tables."""
-MEASURES = ("run_id", "command", "commit", "date")
 
 
 def is_run(path: Path) -> bool:
     """Whether `path` is to be read as the directory of a single run: nothing else that is known lies there."""
-    return path.is_dir() and not is_store(path) and _lines_of(path) is None
+    return path.is_dir() and not is_store(path) and lines_of(path) is None
 
 
 def read_sources(paths: Sequence[Path]) -> tuple[str, list[Record]]:
@@ -58,10 +53,10 @@ def _read(path: Path) -> tuple[str, list[Record]]:
         return RUN, [record_of(read_run(path))]
     if is_store(path):
         store = Store(path)
-        return store.name, store.records()
-    lines = _lines_of(path)
+        return store.name, expanded(store.records())
+    lines = lines_of(path)
     assert lines is not None
-    return lines.stem, _table(lines)
+    return _name_of(lines), expanded(read_lines(lines))
 
 
 def record_of(run: RunRecord) -> Record:
@@ -79,40 +74,13 @@ def record_of(run: RunRecord) -> Record:
     )
 
 
-def _lines_of(path: Path) -> Path | None:
-    """The file of a table, where `path` is one or has exactly one."""
+def lines_of(path: Path) -> Path | None:
+    """The file of records, where `path` is one or the directory of an experiment that has one."""
     if path.is_file():
         return path
-    found = sorted(path.glob("table*.jsonl")) if path.is_dir() else []
-    return found[0] if len(found) == 1 else None
+    return path / LINES if (path / LINES).is_file() else None
 
 
-def _table(path: Path) -> list[Record]:
-    try:
-        lines = [from_own_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        records = [_row(line, path) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no table of runs ({error}); give a run, a sweep, or NAME.jsonl of a table") from None
-    if not records:
-        raise DataError(f"{path} holds no run")
-    return records
-
-
-def _row(line: Any, path: Path) -> Record:
-    if not isinstance(line, dict) or not isinstance(line.get("key"), str) or not isinstance(line.get("settings"), dict):
-        raise DataError(f"{path} is no table of runs; give a run, a sweep, or NAME.jsonl of a table")
-    axes = {name: line[name] for name in PLACES if name in line}
-    known = {"key", "settings", "error", *axes}
-    result = {name: value for name, value in line.items() if name not in known and name not in MEASURES[1:]}
-    environment = line.get("environment")
-    return Record(
-        key=line["key"],
-        axes=axes,
-        tables=line["settings"],
-        result=None if line.get("error") else result,
-        error=line.get("error"),
-        seconds=float(line.get("seconds") or 0.0),
-        started=str(line.get("date") or ""),
-        command=str(line.get("command") or ""),
-        environment={**(environment if isinstance(environment, dict) else {}), "commit": line.get("commit")},
-    )
+def _name_of(lines: Path) -> str:
+    """The directory of an experiment has its name; another file its own."""
+    return lines.resolve().parent.name if lines.name == LINES else lines.stem

@@ -9,53 +9,22 @@ A record says by itself where its numbers come from: key, command, commit, envir
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.atomic import clear_leftovers, write_file
 from holdfast.errors import ConfigError, DataError
 from holdfast.plain import from_own_json
-from holdfast.report.jsonl import finite
-from holdfast.sweep.cell import TRAINING, Cell, Scalar, shown
+from holdfast.sweep.cell import Cell
+from holdfast.sweep.record import SCHEMA, Record, packed, unpacked
 
-SCHEMA = 1
 CELLS, GRID, LOCK = "cells", "sweep.json", "lock"
 ADVICE = "remove that file, or run the sweep again, which redoes the cell"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a cell came to: `result` (for a run the keys of `train --json`; what is not finite is null or a word) or `error`.
-
-    `seconds` is the time of the whole cell on the wall, `started` and `ended` are UTC in ISO form, `command` repeats the cell
-    alone, `environment` is that of `holdfast.bench.environment`.
-    """
-
-    key: str
-    axes: Mapping[str, Scalar]
-    tables: Mapping[str, Any]
-    result: Mapping[str, Any] | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    started: str = ""
-    ended: str = ""
-    command: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = TRAINING
-
-    @property
-    def ok(self) -> bool:
-        return self.result is not None
-
-    @property
-    def name(self) -> str:
-        return ", ".join(f"{axis} {shown(value)}" for axis, value in self.axes.items())
 
 
 class Store:
@@ -82,9 +51,7 @@ class Store:
         """Write a record whole or not at all. Raises OSError."""
         path = self._path(record.key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = finite(asdict(record))
-        told = {"schema": SCHEMA, "sha256": _checksum(content), **content}
-        write_file(path, (json.dumps(told, indent=1, allow_nan=False) + "\n").encode(), mode=0o644)
+        write_file(path, (json.dumps(packed(record), indent=1, allow_nan=False) + "\n").encode(), mode=0o644)
 
     def write_grid(self, name: str, axes: Sequence[str], cells: Sequence[Cell], text: str = "") -> None:
         """Say which cells the grid has now; those of an earlier one stay in the store and out of its reports."""
@@ -166,24 +133,12 @@ def is_store(directory: Path) -> bool:
 def _read(path: Path) -> Record:
     """A record from its file; raises DataError for what is torn, altered, of another version, or another cell's."""
     try:
-        content = from_own_json(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-        if content.get("schema") != SCHEMA:
-            raise ValueError(f"it has schema {content.get('schema')!r}, this version of Holdfast reads {SCHEMA}")
-        content = {name: value for name, value in content.items() if name != "schema"}
-        if content.pop("sha256", None) != _checksum(content):
-            raise ValueError("its content is not what was written")
-        record = Record(**content)
-        if record.key != path.stem or {field.name for field in fields(Record)} != set(content):
+        record = unpacked(from_own_json(path.read_text(encoding="utf-8")))
+        if record.key != path.stem:
             raise ValueError("it is the record of another cell")
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is no record of a cell ({error}); {ADVICE}") from None
     return record
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _is_place(entry: Any) -> bool:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import Scalar
 from holdfast.sweep.frame import SEED, Mean, mean, number
-from holdfast.sweep.store import Record
+from holdfast.sweep.record import Record
 
 PERPLEXITY, WEIGHTS, RATIO = "validation_perplexity", "weights", "against_clean"
+PART = "part"
+"""The axis of an experiment whose cells are of several kinds, each with a table of its own."""
 COUNTS = ("attacked_claims", "detected", "missed", "false_alarms", "claims_replaced", "stages_skipped", "steps_restarted")
 MOST_VALUES = 6
 HEADINGS = {
@@ -33,6 +35,9 @@ HEADINGS = {
     "virtual_seconds": "virtual s",
     "seconds": "wall s",
     "tokens_per_second": "tokens/s",
+    "extra_s": "seconds lost",
+    "step_s": "step, s",
+    "ratio": "time × off",
     WEIGHTS: "weights equal clean",
     RATIO: "× clean",
     "train_loss": "training loss",
@@ -64,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """`by` are the axes of its rows; those of `geometric` are geometric means."""
+    """`by` are the axes of its rows; those of `geometric` are geometric means; `part` says which of several tables it is."""
 
     name: str
     by: tuple[str, ...]
@@ -72,6 +77,7 @@ class ResultTable:
     lines: tuple[Line, ...]
     geometric: tuple[str, ...] = ()
     clean: Mapping[str, Record] = field(default_factory=dict)
+    part: str = ""
 
     @property
     def records(self) -> list[Record]:
@@ -143,6 +149,27 @@ def make_table(
     return ResultTable(name, chosen, shown, lines, averaged, clean)
 
 
+def make_tables(
+    records: Sequence[Record],
+    *,
+    by: Sequence[str] | None = None,
+    values: Sequence[str] | None = None,
+    geometric: bool = False,
+    name: str = "results",
+) -> list[ResultTable]:
+    """A table for each part of an experiment (records with the axis `part`, where no rows were asked for); else one."""
+    parts: dict[Scalar, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.axes.get(PART), []).append(record)
+    if by is not None or len(parts) < 2:
+        return [make_table(records, by=by, values=values, geometric=geometric, name=name)]
+    found = []
+    for part, some in parts.items():
+        bare = [replace(record, axes={axis: value for axis, value in record.axes.items() if axis != PART}) for record in some]
+        found.append(replace(make_table(bare, values=values, geometric=geometric, name=name), part=str(part or "others")))
+    return found
+
+
 def heading(value: str) -> str:
     """The name of a value for people."""
     return HEADINGS.get(value, value.replace("_", " "))
@@ -186,8 +213,11 @@ def _telling(records: Sequence[Record], clean: Mapping[str, Record]) -> tuple[st
     """Perplexity, whatever was counted at all, and the weights where there is something to compare them with."""
     results = [record.result for record in records if record.result is not None]
     if not any(PERPLEXITY in result for result in results):
-        numeric = [key for result in results for key, value in result.items() if isinstance(value, int | float)]
-        return tuple(dict.fromkeys(numeric))[:MOST_VALUES] or ("seconds",)
+        numeric = dict.fromkeys(key for result in results for key, value in result.items() if isinstance(value, int | float))
+        places = {axis for record in records for axis in record.axes}
+        values = [key for key in numeric if key not in places]
+        varying = [key for key in values if len({_hashable(result.get(key)) for result in results}) > 1]
+        return tuple(varying or values)[:MOST_VALUES] or ("seconds",)
     counted = [key for key in COUNTS if any(result.get(key) for result in results)]
     disturbed = any(_disturbed(record) for record in records)
     return (PERPLEXITY, RATIO, WEIGHTS, *counted) if clean and disturbed else (PERPLEXITY, *counted)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from holdfast.sweep.cell import Scalar, shown
+from holdfast.report.pipes import NOTHING, cell, pipes
+from holdfast.sweep.cell import shown
 from holdfast.sweep.frame import SEED, frame
-from holdfast.sweep.store import Record
-from holdfast.sweep.table import RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
-
-NOTHING = "–"
+from holdfast.sweep.record import Record
+from holdfast.sweep.table import PART, RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
 
 
 def plain_rows(table: ResultTable) -> tuple[list[str], list[list[str]]]:
@@ -87,21 +87,24 @@ def _capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def markdown(table: ResultTable) -> str:
-    """The table, what failed, and where each number comes from."""
-    headings, rows = plain_rows(table)
-    parts = [f"# {_cell(table.name)}\n", _pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
-    if table.failed:
-        parts += [
-            "## What failed\n",
-            "".join(f"- {_cell(record.name)}: {_cell(str(record.error))}\n" for record in table.failed),
-        ]
-    environments = environments_of(table.records)
-    axes = axes_of(table.records)
-    told_runs = [[*(shown(record.axes.get(axis)) for axis in axes), *origin(record, environments)] for record in table.records]
-    parts += ["## Where the numbers come from\n", _pipes([*axes, *ORIGIN_HEADINGS], told_runs, left=len(axes) + 4)]
-    parts += [f"Environment {letter}: {_cell(environment)}\n" for environment, letter in environments.items()]
-    commands = "\n".join(f"{record.command}  # {record.key[:12]}" for record in table.records)
+def markdown(*tables: ResultTable) -> str:
+    """The tables, what failed, and where each number comes from."""
+    parts = [f"# {cell(tables[0].name)}\n"]
+    for table in tables:
+        headings, rows = plain_rows(table)
+        parts += [f"## {cell(table.part)}\n"] if table.part else []
+        parts += [pipes(headings, rows, left=len(table.by)), explanation(table) + "\n"]
+    records = [record for table in tables for record in table.records]
+    failed = [record for record in records if not record.ok]
+    if failed:
+        told_failures = "".join(f"- {cell(record.name)}: {cell(str(record.error))}\n" for record in failed)
+        parts += ["## What failed\n", told_failures]
+    environments = environments_of(records)
+    axes = axes_of(records)
+    told_runs = [[*(shown(record.axes.get(axis)) for axis in axes), *origin(record, environments)] for record in records]
+    parts += ["## Where the numbers come from\n", pipes([*axes, *ORIGIN_HEADINGS], told_runs, left=len(axes) + 4)]
+    parts += [f"Environment {letter}: {cell(environment)}\n" for environment, letter in environments.items()]
+    commands = "\n".join(dict.fromkeys(f"{record.command}  # {record.key[:12]}" for record in records))
     parts += [f"Each run alone:\n\n```sh\n{commands}\n```\n"]
     return "\n".join(parts)
 
@@ -124,8 +127,9 @@ def environments_of(records: Sequence[Record]) -> dict[str, str]:
 
 
 def environment_of(record: Record) -> str:
-    """Versions and machine, in words; command and commit stand elsewhere."""
-    kept = {key: value for key, value in record.environment.items() if key not in ("command", "commit") and value is not None}
+    """Versions and machine, in words; command, commit and time stand elsewhere."""
+    apart = ("command", "commit", "date")
+    kept = {key: value for key, value in record.environment.items() if key not in apart and value is not None}
     return ", ".join(f"{key} {value}" for key, value in kept.items()) or "unknown"
 
 
@@ -135,18 +139,24 @@ def axes_of(records: Sequence[Record]) -> list[str]:
     return [axis for axis in found if axis != SEED] + ([SEED] if SEED in found else [])
 
 
-def csv_runs(table: ResultTable) -> str:
+def csv_runs(*tables: ResultTable) -> str:
     """One line a run, unrounded, with all that it says and where it comes from."""
-    return str(frame(table.records).to_csv(index=False, lineterminator="\n"))
+    parted = [
+        replace(record, axes={PART: table.part, **record.axes}) if table.part else record
+        for table in tables
+        for record in table.records
+    ]
+    return str(frame(parted).to_csv(index=False, lineterminator="\n"))
 
 
-def csv_means(table: ResultTable) -> str:
-    """One line a row of the table: for each value V also V_std, V_n, V_low, V_high and V_lost; and the keys of its cells."""
+def csv_means(*tables: ResultTable) -> str:
+    """One line a row of each table: for each value V also V_std, V_n, V_low, V_high and V_lost; and the keys of its cells."""
     import pandas
 
     rows = []
-    for line in table.lines:
-        row: dict[str, object] = {**line.place, "runs": len(line.records), "failed": len(line.failed)}
+    for table, line in [(each, line) for each in tables for line in each.lines]:
+        part = {PART: table.part} if table.part else {}
+        row: dict[str, object] = {**part, **line.place, "runs": len(line.records), "failed": len(line.failed)}
         for figure in line.figures:
             if figure.value == WEIGHTS:
                 row |= dict(zip(("weights_equal", "weights_of"), figure.equal or (None, None), strict=True))
@@ -158,19 +168,24 @@ def csv_means(table: ResultTable) -> str:
     return str(pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
-def latex(table: ResultTable) -> str:
-    r"""A `tabular` for \usepackage{booktabs}; comments name the runs behind each row."""
+def latex(*tables: ResultTable) -> str:
+    r"""A `tabular` for \usepackage{booktabs}, for each table; comments name the runs behind each row."""
+    return "\n".join(map(_tabular, tables))
+
+
+def _tabular(table: ResultTable) -> str:
     headings, rows = plain_rows(table)
     columns = "l" * len(table.by) + "r" * (len(headings) - len(table.by))
     environments = environments_of(table.records)
-    lines = [f"% {_comment(table.name)}. Needs \\usepackage{{booktabs}}.", f"% {_comment(explanation(table))}"]
+    named = table.name + (f", {table.part}" if table.part else "")
+    lines = [f"% {_comment(named)}. Needs \\usepackage{{booktabs}}.", f"% {_comment(explanation(table))}"]
     lines += [f"% environment {letter}: {_comment(environment)}" for environment, letter in environments.items()]
     lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(map(escaped, headings)) + r" \\", "\\midrule"]
     for line, row in zip(table.lines, rows, strict=True):
         for record in line.records:
             seed = f"seed {record.axes[SEED]}, " if SEED in record.axes else ""
-            cell, run, commit, *_, environment = origin(record, environments)
-            lines.append(_comment(f"% {seed}cell {cell}, run {run}, commit {commit}, environment {environment}"))
+            key, run, commit, *_, environment = origin(record, environments)
+            lines.append(_comment(f"% {seed}cell {key}, run {run}, commit {commit}, environment {environment}"))
         lines.append(" & ".join(map(escaped, row)) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
@@ -215,16 +230,6 @@ def of_run(record: Record, value: str, table: ResultTable) -> str:
         return str((record.result or {}).get("weights_digest", NOTHING))[:12]
     found = value_of(record, value, table.clean)
     return digits(found) if math.isfinite(found) else "not finite"
-
-
-def _pipes(headings: Sequence[str], rows: Sequence[Sequence[Scalar]], left: int) -> str:
-    lines = ["| " + " | ".join(map(_cell, headings)) + " |", "|" + " --- |" * left + " ---: |" * (len(headings) - left)]
-    lines += ["| " + " | ".join(_cell(str(cell)) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _comment(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Processes that measure cells, one each at a time; one that dies takes only its own cell with it.
+"""Processes that work on items (cells to measure, models to make), one each at a time; one that dies takes only its own along.
 
-parent --cell--> worker      spawned, one thread of torch, deaf to Ctrl-C, ended with its parent
+parent --item--> worker      spawned, one thread of torch, deaf to Ctrl-C, ended with its parent
        <-ending-
 """
 
@@ -15,45 +15,43 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, TypeVar
 
-from holdfast.sweep.cell import Cell
-
-Measure = Callable[[Cell], Any]
+Item = TypeVar("Item")
 
 
 @dataclass
 class _Worker:
     process: SpawnProcess
     line: Connection
-    cell: Cell | None = None
+    item: Any = None
+    busy: bool = False
 
 
-def measure_together(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tuple[Cell, Any]]:
-    """Each cell with what `measure` returned for it, as they end; a str where its process died instead.
+def together(items: Sequence[Item], work: Callable[[Item], Any], jobs: int) -> Iterator[tuple[Item, Any]]:
+    """Each item with what `work` returned for it, as they end; a str where its process died instead.
 
-    `measure` and what it returns must be picklable; it raises nothing. Leaving the loop early ends all processes.
+    `work` and what it returns must be picklable; it raises nothing. Leaving the loop early ends all processes.
     """
-    waiting = list(reversed(cells))
+    waiting = list(reversed(items))
     workers: list[_Worker] = []
     with _single_threaded():
         try:
             for _ in range(min(jobs, len(waiting))):
-                workers.append(_start(measure))
+                workers.append(_start(work))
                 _give(workers[-1], waiting.pop())
-            while busy := [worker for worker in workers if worker.cell is not None]:
+            while busy := [worker for worker in workers if worker.busy]:
                 for line in wait([worker.line for worker in busy]):
                     worker = next(worker for worker in busy if worker.line is line)
-                    cell, worker.cell = worker.cell, None
-                    assert cell is not None
+                    item, worker.busy = worker.item, False
                     ending = _take(worker)
                     if isinstance(ending, _Death):
                         workers.remove(worker)
                         if waiting:
-                            workers.append(worker := _start(measure))
+                            workers.append(worker := _start(work))
                     if waiting and worker in workers:
                         _give(worker, waiting.pop())
-                    yield cell, ending.told if isinstance(ending, _Death) else ending
+                    yield item, ending.told if isinstance(ending, _Death) else ending
         finally:
             for worker in workers:
                 worker.process.terminate()
@@ -67,19 +65,19 @@ class _Death:
     told: str
 
 
-def _start(measure: Measure) -> _Worker:
+def _start(work: Callable[[Any], Any]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, measure), daemon=True)
+    process = context.Process(target=_work, args=(theirs, work), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
-def _give(worker: _Worker, cell: Cell) -> None:
-    worker.cell = cell
+def _give(worker: _Worker, item: Any) -> None:
+    worker.item, worker.busy = item, True
     with suppress(OSError):  # it is dead already, which shows where its ending is waited for
-        worker.line.send(cell)
+        worker.line.send(item)
 
 
 def _take(worker: _Worker) -> Any:
@@ -93,16 +91,16 @@ def _take(worker: _Worker) -> Any:
         return _Death(f"the process that ran it ended {how}; perhaps for want of memory: try fewer at a time")
 
 
-def _work(line: Connection, measure: Measure) -> None:
+def _work(line: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            cell = line.recv()
+            item = line.recv()
         except EOFError:
             return
-        line.send(measure(cell))
+        line.send(work(item))
 
 
 def _end_with_parent() -> None:

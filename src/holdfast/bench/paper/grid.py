@@ -12,21 +12,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast.bench.paper.cells import Cell
-from holdfast.bench.paper.columns import BEFORE, COLUMNS, Column
+from holdfast.bench.paper.columns import BEFORE, CLEAN, COLUMNS, Column
 from holdfast.bench.paper.pretrain import Starter
-from holdfast.bench.paper.scale import SCALES, Scale
+from holdfast.bench.paper.scale import SCALES, Scale, overfitted
 from holdfast.config import RunConfig, assign, resolve
 from holdfast.errors import ConfigError, HoldfastError, SetupError
 from holdfast.partition import describe
 from holdfast.settings import merge
+from holdfast.sweep.cell import TRAINING, Cell, Scalar
 
 TABLES = tuple(COLUMNS)
+EVALUATION = "evaluation"
+"""The kind of a cell that looks at a starting model as it is."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the table, its scale, and what was chosen of it. `directories` hold models, by the name of their row."""
+    """What is asked: the table, its scale, and what was chosen of it. `directories` hold models, by the name of their row,
+    `chosen` names columns (none: all). `overfit` is told of a scale that reads little text over and over.
+    """
 
     table: str
     scale: Scale
@@ -37,10 +41,12 @@ class Question:
     device: str = "cpu"
     assignments: tuple[str, ...] = ()
     directories: Mapping[str, str] | None = None
+    chosen: tuple[str, ...] = ()
+    overfit: bool = False
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return COLUMNS[self.table]
+        return tuple(column for column in COLUMNS[self.table] if not self.chosen or column.name in self.chosen)
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -67,12 +73,20 @@ def ask(
     data: Sequence[str] = (),
     seeds: range = range(1),
     directories: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
+    overfit: bool = False,
     **more: Any,
 ) -> Question:
     """A question with what the scale says where nothing was chosen. Raises ConfigError for names that it does not know."""
     if scale not in SCALES:
         raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
-    chosen = SCALES[scale]
+    chosen = overfitted(SCALES[scale]) if overfit else SCALES[scale]
+    known = [column.name for column in COLUMNS[table]]
+    for name in columns:
+        if name not in known:
+            raise ConfigError(f"--columns {name!r}: {table} has {', '.join(map(repr, known))}")
+    if columns and CLEAN not in columns:
+        columns = (CLEAN, *columns)
     for name in (*models, *(directories or {})):
         if name not in chosen.models:
             raise ConfigError(f"no model {name!r} at --scale {scale}; there are {', '.join(map(repr, chosen.models))}")
@@ -84,6 +98,8 @@ def ask(
         tuple(data) or chosen.data[table],
         seeds,
         directories=directories,
+        chosen=tuple(columns),
+        overfit=overfit,
         **more,
     )
 
@@ -115,8 +131,9 @@ def _cell(question: Question, row: Mapping[str, Any], column: Column, place: Map
     for section, values in column.settings(seed, plain.pipeline.stages, plain.training.steps).items():
         tables[section] = {**tables.get(section, {}), **values} if isinstance(values, dict) else values
     config = resolve(tables)
-    axes = {**place, "column": column.name, "seed": 0 if column.name == BEFORE else seed}
-    return Cell({"scale": question.scale.name, **axes}, _plain(config, column))
+    axes: dict[str, Scalar] = {**place, "column": column.name, "seed": 0 if column.name == BEFORE else seed}
+    looked_at = column.name == BEFORE
+    return Cell({"scale": question.scale.name, **axes}, _plain(config, column), EVALUATION if looked_at else TRAINING)
 
 
 def _plain(config: RunConfig, column: Column) -> dict[str, Any]:

@@ -12,10 +12,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,17 @@ from torch import nn
 
 from holdfast import seeds
 from holdfast.atomic import new_directory
-from holdfast.bench.environment import environment
-from holdfast.bench.paper.cells import together
 from holdfast.bench.paper.scale import HELD_BACK, PreTraining
 from holdfast.config import OptimizerConfig
 from holdfast.data import BatchSource, Corpus, load_corpus, pack, part_of, train_tokenizer
 from holdfast.digest import weights_digest
+from holdfast.errors import HoldfastError, SetupError
 from holdfast.numerics import pinned
 from holdfast.optimizer import learning_rate, parameter_groups
 from holdfast.partition import describe, save_model
 from holdfast.partition.skeleton import from_config
+from holdfast.sweep.environment import environment
+from holdfast.sweep.workers import together
 
 RECORD = "pretraining.json"
 CHARACTERS_A_TOKEN = 6
@@ -98,9 +98,19 @@ def make_all(starters: Iterable[Starter], store: Path, tell: Tell, jobs: int = 1
         for starter in waiting:
             make(starter, store, tell)
         return
-    with together(jobs) as pool:
-        for done in as_completed([pool.submit(make, starter, store, _silent) for starter in waiting]):
-            tell(f"pre-trained {done.result().name}")
+    for starter, ended in together(waiting, partial(_made, store=store), jobs):
+        if isinstance(ended, str):
+            raise SetupError(f"pre-training {starter.spec}: {ended}")
+        if isinstance(ended, HoldfastError):
+            raise ended
+        tell(f"pre-trained {starter.name}")
+
+
+def _made(starter: Starter, *, store: Path) -> Path | HoldfastError:
+    try:
+        return make(starter, store, _silent)
+    except HoldfastError as error:
+        return error
 
 
 def _silent(_line: str) -> None:

@@ -1,25 +1,33 @@
-"""One cell is run here: from its starting model through the pipeline to the numbers of its run, with where they come from."""
+"""One cell is run here: from its starting model through the pipeline to the numbers of its run."""
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 import uuid
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.bench.environment import environment
-from holdfast.bench.paper.cells import Cell
 from holdfast.bench.paper.columns import BEFORE
+from holdfast.bench.paper.grid import Question, cells_of
 from holdfast.cast import Troupe
-from holdfast.config import ClusterConfig, DataConfig, RunConfig, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.evaluate import evaluate_directory
-from holdfast.job import Job
+from holdfast.event import Evaluated, Event
 from holdfast.numerics import pinned
-from holdfast.trainer import Trainer, prepare_tested
+from holdfast.sweep.cell import Cell, command_of
+from holdfast.sweep.jobs import job_of
+from holdfast.sweep.study import Study
+from holdfast.trainer import Trainer
 
-ROWS_KEPT = 2
+
+def study_of(question: Question, store: Path) -> Study:
+    """The table as cells that are run with the models in `store`."""
+    runner = FineTuning(store)
+    return Study(question.table, cells_of(question), runner, runner.command)
 
 
 @dataclass(frozen=True)
@@ -28,36 +36,46 @@ class FineTuning:
 
     store: Path
 
-    def __call__(self, cell: Cell) -> dict[str, Any]:
-        tables = dict(cell.tables)
-        name = str(tables["model"]["name"])
-        start = str(self.store / name) if name.startswith("models/") else name
-        tables["model"] = {**tables["model"], "name": start}
-        here = {**environment(), "date": time.strftime("%Y-%m-%d")}
+    def __call__(self, cell: Cell) -> Mapping[str, Any]:
+        config = self._located(cell)
         if cell.axes["column"] == BEFORE:
-            return {**_look(start, tables), **here}
-        config = resolve(tables)
-        result = Trainer(config, job=_job_of(config), cast=Troupe(config) if config.attack else None).run()
-        return {**result.to_json(), **here}
+            return _look(config)
+        course: list[tuple[int, float]] = []
+
+        def watch(event: Event, _seconds: float) -> None:
+            if isinstance(event, Evaluated):
+                course.append((event.step, event.perplexity))
+
+        cast = Troupe(config) if config.attack else None
+        result = Trainer(config, job=job_of(config), cast=cast, observers=(watch,)).run()
+        return {**result.to_json(), **(_best(course) if config.training.evaluate_every else {})}
+
+    def command(self, cell: Cell) -> str:
+        """The command line that repeats the cell alone."""
+        config = self._located(cell)
+        if cell.axes["column"] != BEFORE:
+            return command_of(config)
+        data = config.data
+        words = ["holdfast", "eval", config.model.name, "--data", data.name, "--seq-length", str(data.sequence_length)]
+        return shlex.join([*words, "--tokens", str(data.validation_tokens), "--device", config.model.device])
+
+    def _located(self, cell: Cell) -> RunConfig:
+        model = dict(cell.tables["model"])
+        if model["name"].startswith("models/"):
+            model["name"] = str(self.store / model["name"])
+        return resolve({**cell.tables, "model": model})
 
 
-def _look(start: str, tables: dict[str, Any]) -> dict[str, Any]:
+def _best(course: list[tuple[int, float]]) -> dict[str, Any]:
+    """The lowest validation perplexity on the way, after how many steps, and the whole course."""
+    known = [(perplexity, step) for step, perplexity in course if math.isfinite(perplexity)]
+    best, step = min(known, default=(None, None))
+    return {"best_perplexity": best, "best_step": step, "course": [list(point) for point in course]}
+
+
+def _look(config: RunConfig) -> dict[str, Any]:
     began = time.perf_counter()
-    device = tables["model"]["device"]
-    with pinned(device):
-        found = evaluate_directory(start, DataConfig(**tables["data"]), device=device)
+    with pinned(config.model.device):
+        found = evaluate_directory(config.model.name, config.data, device=config.model.device)
     seconds = time.perf_counter() - began
     return {"run_id": uuid.uuid4().hex[:12], "validation_perplexity": found.perplexity, "seconds": seconds}
-
-
-def _job_of(config: RunConfig) -> Job:
-    """Text, tokenizer, model and plan: made once for the cells of a row, whatever a run is up against."""
-    plain = RunConfig()
-    training = config.training.model_copy(update={"bypass": ()})
-    bare = {"attack": (), "faults": (), "defence": plain.defence, "cluster": ClusterConfig(), "training": training}
-    return replace(_job(config.model_copy(update=bare)), config=config)
-
-
-@lru_cache(maxsize=ROWS_KEPT)
-def _job(config: RunConfig) -> Job:
-    return prepare_tested(config)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from holdfast.errors import ConfigError
+
 CORPORA = ("wikitext2", "arxiv", "openwebtext")
 PAPER_RATE = 5e-6
 FINE_TUNED, HELD_BACK = (0.0, 0.5), (0.5, 1.0)
@@ -52,7 +54,9 @@ class PreTraining:
 
 @dataclass(frozen=True)
 class Scale:
-    """`models` are descriptions or hub names by the name that a row has; `tables` are settings of every run."""
+    """`models` are descriptions or hub names by the name that a row has; `tables` are settings of every run, `overfit` those in
+    which a run reads so little text so often that it gets worse again on what it has not read.
+    """
 
     name: str
     models: Mapping[str, str]
@@ -61,6 +65,7 @@ class Scale:
     pre_training: PreTraining | None = None
     data: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"table1": CORPORA, "table2": CORPORA[1:]})
     device: str = "cpu"
+    overfit: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def own(self) -> bool:
@@ -109,6 +114,7 @@ SCALES: Mapping[str, Scale] = {
             {"table1": ("OPT", "GPT-2 wide"), "table2": tuple(_TINY)},
             _settings(2e-3, 40, 64, 8192, train_part=FINE_TUNED, train_tokens=40_000),
             PreTraining(steps=700, vocabulary=1024),
+            overfit={"data": {"train_tokens": 6000}, "training": {"steps": 120, "evaluate_every": 20}},
         ),
         Scale(
             "small",
@@ -143,6 +149,19 @@ SCALES: Mapping[str, Scale] = {
             _settings(1e-3, 3, 16, 256, train_part=FINE_TUNED, train_tokens=2000),
             PreTraining(steps=5, vocabulary=300, data=("embedded",), batch=4, sequence_length=16, tokens=4000, warmup_steps=2),
             data={"table1": ("embedded",), "table2": ("embedded",)},
+            overfit={"data": {"train_tokens": 200}, "training": {"steps": 4, "evaluate_every": 2}},
         ),
     )
 }
+
+
+def overfitted(scale: Scale) -> Scale:
+    """The scale in which clean runs overfit, as the paper's did. Raises ConfigError where none is known."""
+    if not scale.overfit:
+        known = ", ".join(name for name, other in SCALES.items() if other.overfit)
+        raise ConfigError(
+            f"--overfit: nobody has looked for it at --scale {scale.name}; known are {known}, elsewhere say --steps and "
+            "--set data.train_tokens=N"
+        )
+    tables = {**scale.tables, **{name: {**scale.tables.get(name, {}), **table} for name, table in scale.overfit.items()}}
+    return replace(scale, tables=tables)

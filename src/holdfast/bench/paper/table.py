@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.bench.paper.cells import Record
 from holdfast.bench.paper.columns import BEFORE, CLEAN, DEPTH, DROPOUT, Column
 from holdfast.bench.paper.figures import printed
 from holdfast.bench.paper.grid import Question
 from holdfast.bench.paper.scale import PAPER_RATE
-from holdfast.errors import MissingExtra
+from holdfast.bench.writing import ends
+from holdfast.sweep.frame import mean
+from holdfast.sweep.record import Record
 
-CONFIDENCE = 0.95
 HONEST = "nobody lies"
 
 
@@ -35,10 +35,10 @@ class Summary:
         >>> round(Summary((1.0, 2.0, 3.0)).half, 3)
         2.484
         """
-        count = len(self.values)
-        if count < 2 or not math.isfinite(self.mean):
+        if len(self.values) < 2 or not math.isfinite(self.mean):
             return None
-        return float(_student().ppf((1 + CONFIDENCE) / 2, count - 1)) * statistics.stdev(self.values) / math.sqrt(count)
+        found = mean(self.values)
+        return (found.high - found.low) / 2
 
     def __str__(self) -> str:
         """
@@ -63,9 +63,7 @@ class Results:
     def __init__(self, question: Question, records: Sequence[Record]) -> None:
         self.question = question
         self.records = list(records)
-        self._found = {
-            (r.axes["model"], r.axes["data"], r.axes["column"], r.axes["seed"]): r for r in records if r.error is None
-        }
+        self._found = {(r.axes["model"], r.axes["data"], r.axes["column"], r.axes["seed"]): r for r in records if r.ok}
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -73,11 +71,11 @@ class Results:
 
     @property
     def failed(self) -> list[Record]:
-        return [record for record in self.records if record.error is not None]
+        return [record for record in self.records if not record.ok]
 
     def value(self, row: tuple[str, str], column: str, seed: int, name: str) -> Any:
         record = self._found.get((*row, column, 0 if column == BEFORE else seed))
-        return None if record is None else record.values.get(name)
+        return None if record is None else (record.result or {}).get(name)
 
     def summary(self, row: tuple[str, str], column: str) -> Summary | None:
         """The perplexities of a cell of the table; what is not finite (a poisoned run) counts as infinite."""
@@ -135,7 +133,16 @@ def grid(results: Results, section: Section) -> tuple[list[str], list[list[str]]
 
 def words(results: Results) -> list[str]:
     """What the table shows, one line each."""
-    tell: list[Callable[[Results], list[str]]] = [_settings, _clean, _attacked, _bits, _regularisation, _alarms, _failures]
+    tell: list[Callable[[Results], list[str]]] = [
+        _settings,
+        _clean,
+        _overfitting,
+        _attacked,
+        _bits,
+        _regularisation,
+        _alarms,
+        _failures,
+    ]
     return [line for each in tell for line in each(results)]
 
 
@@ -158,6 +165,8 @@ def _settings(results: Results) -> list[str]:
     steps = training["steps"] if question.steps is None else question.steps
     rate = optimizer["learning_rate"]
     told = f"Scale {question.scale.name}: {steps} steps at learning rate {rate:g}"
+    if question.overfit:
+        told += f", on {question.scale.tables['data']['train_tokens']:,} tokens, read over and over"
     if rate != PAPER_RATE:
         told += f", {rate / PAPER_RATE:.0f} times the paper's {PAPER_RATE:g}, which would barely move models of this size"
     if question.assignments:
@@ -171,8 +180,26 @@ def _clean(results: Results) -> list[str]:
     better = sum(ratio < 1 for ratio in ratios)
     if not ratios:
         return []
+    of = f"{better} of {len(ratios)} rows"
+    return [f"Clean fine-tuning improves on the starting model in {of} ({ends(ratios, ',.2f')} times before)."]
+
+
+def _overfitting(results: Results) -> list[str]:
+    """What the clean runs were worth at their best, where that was looked at on the way."""
+    ratios, steps = [], []
+    for row in results.rows:
+        for seed in results.question.seeds:
+            names = ("best_perplexity", "best_step", "validation_perplexity")
+            best, step, end = (results.value(row, CLEAN, seed, name) for name in names)
+            if best and end:
+                ratios.append(end / best)
+                steps.append(float(step))
+    if not ratios:
+        return []
+    worse = sum(ratio > 1 for ratio in ratios)
     return [
-        f"Clean fine-tuning improves on the starting model in {better} of {len(ratios)} rows ({_span(ratios)} times before)."
+        f"Overfitting: {worse} of {len(ratios)} clean runs end worse than they had been: {ends(ratios, ',.2f')} times their "
+        f"own best, which was after step {ends(steps, '.0f')}."
     ]
 
 
@@ -182,7 +209,7 @@ def _attacked(results: Results) -> list[str]:
         ratios = _ratios(results, column.name, CLEAN)
         if not column.attack or column.remedy or not ratios:
             continue
-        line = f"{column.name}, undefended: {_span(ratios)} times clean"
+        line = f"{column.name}, undefended: {ends(ratios, ',.2f')} times clean"
         pairs = [(results.summary(row, column.name), results.summary(row, CLEAN)) for row in results.rows]
         known = [(struck, clean) for struck, clean in pairs if struck is not None and clean is not None]
         if len(results.question.seeds) > 1:
@@ -190,7 +217,7 @@ def _attacked(results: Results) -> list[str]:
             multiples = [_multiple(struck, clean) for struck, clean in known]
             line += (
                 f"; in {apart} of {len(known)} rows every attacked run is worse than every clean one, and the means are "
-                f"{_span(multiples)} standard deviations of the clean seeds apart; {_paired(results, column.name)}"
+                f"{ends(multiples, ',.2f')} standard deviations of the clean seeds apart; {_paired(results, column.name)}"
             )
         lines.append(line + ".")
     return lines
@@ -213,12 +240,13 @@ def _regularisation(results: Results) -> list[str]:
     counts = [results.equal(name, DEPTH) for name in skips]
     equal, of = (sum(part) for part in zip(*counts, strict=True))
     parts = {"skip": skips, "the same stages left out without an attacker": [DEPTH], "dropout": [DROPOUT]}
-    told = [
-        f"{name} {_span(ratios)}"
-        for name, of_these in parts.items()
-        if (ratios := [r for c in of_these for r in _ratios(results, c, CLEAN)])
-    ]
-    line = f"Against clean: {', '.join(told)} times. {equal} of {of} runs with skip end with the bits of that control"
+    told = []
+    for name, columns in parts.items():
+        ratios = [ratio for column in columns for ratio in _ratios(results, column, CLEAN)]
+        if ratios:
+            apart = f" ({_paired(results, columns[0])})" if len(results.question.seeds) > 1 else ""
+            told.append(f"{name} {ends(ratios, ',.2f')}{apart}")
+    line = f"Against clean: {'; '.join(told)}. {equal} of {of} runs with skip end with the bits of that control"
     if equal == of:
         line += ": what skip gains or loses against clean is stochastic depth alone"
     return [line + "."]
@@ -245,36 +273,18 @@ def _ratios(results: Results, column: str, reference: str) -> list[float]:
 
 def _paired(results: Results, column: str) -> str:
     """The ratio to the clean run of the same seed, geometric mean over rows, with its interval over seeds."""
-    logs = []
+    ratios = []
     for seed in results.question.seeds:
         pairs = [[results.value(row, name, seed, "validation_perplexity") for name in (column, CLEAN)] for row in results.rows]
-        known = [math.log(struck / clean) for struck, clean in pairs if struck and clean]
+        known = [struck / clean for struck, clean in pairs if struck and clean]
         if known:
-            logs.append(statistics.fmean(known))
-    found = Summary(tuple(logs)) if logs else None
-    if found is None or found.half is None:
-        return "no finite pair of runs"
-    low, high = math.exp(found.mean - found.half), math.exp(found.mean + found.half)
-    return f"seed by seed {math.exp(found.mean):,.2f} times clean, 95 % interval {low:,.2f} to {high:,.2f}"
+            ratios.append(statistics.geometric_mean(known))
+    found = mean(ratios, geometric=True)
+    if found.n < 2:
+        return "no finite pairs of runs for an interval"
+    return f"seed by seed {found.mean:,.2f} times clean, 95 % interval {found.low:,.2f} to {found.high:,.2f}"
 
 
 def _multiple(struck: Summary, clean: Summary) -> float:
     spread = statistics.stdev(clean.values) if len(clean.values) > 1 else 0.0
     return (struck.mean - clean.mean) / spread if spread else math.inf
-
-
-def _span(values: Sequence[float]) -> str:
-    """
-    >>> _span([1.0, 2.5]), _span([3.0])
-    ('1.00 to 2.50', '3.00')
-    """
-    low, high = f"{min(values):,.2f}", f"{max(values):,.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _student() -> Any:
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise MissingExtra("scipy", extra="bench", purpose="`holdfast bench`") from None
-    return t

@@ -1,68 +1,44 @@
-"""A table on paper: Markdown, LaTeX (booktabs), CSV with one row a cell, JSON lines with the whole origin, a figure."""
+"""A table on paper: Markdown, LaTeX (booktabs), CSV with one row a cell, a figure; and the cells with their whole origin."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from holdfast.bench.drawing import GREY, STYLE, require_matplotlib, save
-from holdfast.bench.paper.cells import Cell
+from holdfast.atomic import write_file
 from holdfast.bench.paper.columns import BEFORE, CLEAN
 from holdfast.bench.paper.table import Results, grid, sections, words
+from holdfast.report.pipes import pipes
+from holdfast.sweep.draw import is_log
+from holdfast.sweep.frame import frame
+from holdfast.sweep.record import LINES, write_lines
+from holdfast.sweep.style import BLUE, GREEN, GREY, PINK, STYLE, VERMILION, require_matplotlib, save
+from holdfast.sweep.text import escaped
 
-NUMBERS = (
-    "validation_perplexity",
-    "validation_bits_per_byte",
-    "train_loss",
-    "weights_digest",
-    "attacked_claims",
-    "detected",
-    "missed",
-    "false_alarms",
-    "stages_skipped",
-    "steps_restarted",
-    "claims_replaced",
-    "seconds",
-    "virtual_seconds",
-    "run_id",
-    "commit",
-    "command",
-    "date",
-)
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+PALETTE = (BLUE, VERMILION, GREEN, PINK)
 MARKS = ("o", "s", "^", "D")
 
 
-def write(out: Path, results: Results, cells: Sequence[Cell], environment: Mapping[str, Any]) -> None:
-    """NAME.md, .tex, .csv, .jsonl and the figure in `out`."""
+def write(out: Path, results: Results, environment: Mapping[str, Any]) -> None:
+    """NAME.md, .tex, .csv, the figure, and cells.jsonl in `out`."""
     name = results.question.table
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(markdown(results, environment), encoding="utf-8")
-    (out / f"{name}.tex").write_text(latex(results), encoding="utf-8")
-    settings = {cell.key: cell.tables for cell in cells}
-    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for record in results.records:
-            told = {"key": record.key, **record.axes, **record.values, "error": record.error, "settings": settings[record.key]}
-            file.write(json.dumps(told, allow_nan=False) + "\n")
-    with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = [{"key": r.key, **r.axes, **{n: r.values.get(n) for n in NUMBERS}, "error": r.error} for r in results.records]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    texts = {"md": markdown(results, environment), "tex": latex(results), "csv": frame(results.records).to_csv(index=False)}
+    for form, text in texts.items():
+        write_file(out / f"{name}.{form}", text.encode(), mode=0o644)
+    write_lines(out / LINES, results.records)
     draw(out, results)
 
 
 def markdown(results: Results, environment: Mapping[str, Any]) -> str:
     parts = [f"# {_title(results)}\n", "".join(f"- {line}\n" for line in words(results))]
     for section in sections(results.question):
-        headings, lines = grid(results, section)
-        table = ["| " + " | ".join(headings) + " |", "|" + " --- |" * 2 + " ---: |" * (len(headings) - 2)]
-        table += ["| " + " | ".join(line) + " |" for line in lines]
-        parts.append((f"## {section.title}\n\n" if section.title else "") + "\n".join(table) + "\n")
+        title = f"## {section.title}\n\n" if section.title else ""
+        parts.append(title + pipes(*grid(results, section), left=2))
     parts.append("Where it was measured: " + json.dumps(dict(environment)) + "\n")
     return "\n".join(parts)
 
@@ -72,23 +48,24 @@ def latex(results: Results) -> str:
     parts = [f"% {_title(results)}\n", *(f"% {line}\n" for line in words(results))]
     for section in sections(results.question):
         headings, lines = grid(results, section)
-        body = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
+        body = [" & ".join(map(escaped, line)) + r" \\" for line in lines]
         parts += [
             f"% {section.title}\n" if section.title else "",
             rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}" + "\n",
-            "\\toprule\n" + " & ".join(map(_escaped, headings)) + " \\\\\n\\midrule\n",
+            "\\toprule\n" + " & ".join(map(escaped, headings)) + " \\\\\n\\midrule\n",
             "\n".join(body) + "\n\\bottomrule\n\\end{tabular}\n",
         ]
     return "".join(parts)
 
 
 def draw(out: Path, results: Results) -> list[Path]:
-    """Every run against the mean clean run of its row, on a logarithmic scale: dots above each column's name."""
+    """Every run against the mean clean run of its row, a dot each above its column's name; logarithmic if far apart."""
     matplotlib = require_matplotlib()
     from matplotlib import pyplot
 
     names = [column.name for column in results.question.columns if column.name not in (BEFORE,)]
     with matplotlib.rc_context(STYLE):
+        drawn: list[float] = []
         figure, axes = pyplot.subplots(figsize=(2.2 + 0.75 * len(names), 4.2), layout="constrained")
         for index, row in enumerate(results.rows):
             clean = results.summary(row, CLEAN)
@@ -99,11 +76,13 @@ def draw(out: Path, results: Results) -> list[Path]:
             for x, name in enumerate(names):
                 found = results.summary(row, name)
                 values = [value / clean.mean for value in found.values] if found is not None else []
+                drawn += [value for value in values if math.isfinite(value)]
                 axes.plot([x + shift] * len(values), values, MARKS[data % 4], ms=4, color=PALETTE[model % 4], mew=0, alpha=0.8)
         axes.axhline(1.0, color=GREY, lw=0.7, zorder=0)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        if is_log(drawn):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=45, ha="right")
         axes.set_ylabel("perplexity against the clean run")
         axes.spines[["top", "right"]].set_visible(False)
@@ -121,9 +100,3 @@ def draw(out: Path, results: Results) -> list[Path]:
 def _title(results: Results) -> str:
     question = results.question
     return f"Table {question.table[-1]} at the scale {question.scale.name}, {len(question.seeds)} seed(s)"
-
-
-def _escaped(text: str) -> str:
-    for plain, told in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--")):
-        text = text.replace(plain, told)
-    return text

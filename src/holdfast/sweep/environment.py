@@ -1,4 +1,4 @@
-"""What a figure depends on besides its settings: the command, the commit, the versions, the machine."""
+"""What a figure depends on besides its settings: the command, the commit, the date, the versions, the machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def environment() -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "holdfast": holdfast.__version__,
         "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
