@@ -78,8 +78,8 @@ def test_micro_batch_may_have_a_hyphen():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "expected crash or stall first"),
-        ("explode stage=1 step=1", "expected crash or stall first"),
+        ("", "expected crash, stall or slow first"),
+        ("explode stage=1 step=1", "expected crash, stall or slow first"),
         ("crash stage=1", "needs step=N"),
         ("crash step=1", "needs either stage=N or worker=NAME"),
         ("crash stage=1 worker=w1 step=1", "needs either stage=N or worker=NAME"),

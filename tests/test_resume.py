@@ -53,6 +53,8 @@ OF_THIS_PROCESS = {
     "bytes_sent",
     "verify_seconds",
     "referee_seconds",
+    "step_seconds",
+    "predicted_step_seconds",
 }
 
 CHILD = """

@@ -5,7 +5,7 @@ worker --> DishonestWorker (one for each attack) --> FaultyActor (where there ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from holdfast.attacks import Campaign, DishonestWorker, Ledger, Misconduct, resolve_attack
 from holdfast.attacks.journal import replay
@@ -21,7 +21,8 @@ from holdfast.stage import INITIATOR
 class Troupe:
     """The adversaries that `config` asks for; an attack with an entry in `objects` (by its index) is that object.
 
-    They write into `ledger` (None: a fresh one); faults of steps before `struck_before` have struck already. Raises
+    They write into `ledger` (None: a fresh one); faults of steps before `struck_before` have struck already; where
+    time is real, `pause` makes it pass for a slow machine. Raises
     ConfigError for an attack or a fault that does not exist or cannot strike where it is told to.
     """
 
@@ -32,6 +33,7 @@ class Troupe:
         *,
         ledger: Ledger | None = None,
         struck_before: int = 0,
+        pause: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         pipeline, given = config.pipeline, objects or {}
         self.latest = -1
@@ -52,6 +54,7 @@ class Troupe:
         faults = Faults.parse(config.faults)
         faults.validate(pipeline.stages, untrusted, (INITIATOR,))
         coming = Faults(tuple(fault for fault in faults if fault.step >= struck_before))
+        self._pause = pause
         self._plan = FaultPlan(coming) if len(coming) else None
 
     def play(self, actor: Actor) -> Actor:
@@ -59,7 +62,7 @@ class Troupe:
         for attack, campaign in zip(self._attacks, self._campaigns, strict=True):
             if campaign.worker in (None, actor.name):
                 actor = DishonestWorker(actor, attack, campaign, self.ledger)
-        return actor if self._plan is None else FaultyActor(actor, self._plan)
+        return actor if self._plan is None else FaultyActor(actor, self._plan, self._pause)
 
     @property
     def keys(self) -> Collection[ClaimKey]:

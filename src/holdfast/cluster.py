@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.engine import Engine, Ensemble, Launcher, MemoryEngine, names_of_workers
-from holdfast.errors import FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity, derived, load_or_make
@@ -36,6 +36,9 @@ from holdfast.membership import Membership
 from holdfast.message import Actor, Envelope, StateRefused, StateTransfer
 from holdfast.numerics import resolve_arithmetic
 from holdfast.optimizer import Clipping, clipping, learning_rate
+from holdfast.placement.load import Needs
+from holdfast.placement.room import Room
+from holdfast.placement.stopwatch import Hops, Stopwatch
 from holdfast.recover.registry import resolve_remedy
 from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
@@ -116,6 +119,8 @@ class Deployment:
     because each draws its spot checks anew; `likeness` says who computes with other bytes than whom (None: nobody does).
     `identity` is the key of the trusted members where workers have keys of their own (None: all keys follow from the seed).
     `committed` is called with the cluster when a step is sealed, before anybody is told, and after its events have been.
+    `primaries` are who carries the stages (None: who is listed), and `spares` who is there besides; `hops` is what
+    is known of the ways between machines.
     """
 
     name: str
@@ -125,6 +130,9 @@ class Deployment:
     likeness: Likeness | None = None
     identity: Identity | None = None
     committed: Callable[[Cluster], None] | None = None
+    primaries: tuple[str, ...] | None = None
+    spares: tuple[str, ...] = ()
+    hops: Hops = field(default_factory=Hops)
 
 
 class Cluster:
@@ -161,8 +169,9 @@ class Cluster:
         membership = Membership(route, version, digests, shadowed=self._shadowed)
         if found is not None:
             membership.found(found.holders)
-        self._notary.deployed(self._run, version, route)
-        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, self._committed)
+        membership.spares = list(self._deployment.spares)
+        stopwatch = Stopwatch(lambda: self.launcher.now, self._deployment.hops)
+        self.coordinator = Coordinator(self._run, membership, self._policy(), self._notary, stopwatch, self._committed)
         costs, likeness = self._job.plan.costs, self._deployment.likeness
         blueprint = blueprint_of(self._job, self._run, arithmetics(config), likeness)
         builder = Builder.of(self._job, blueprint, likeness)
@@ -170,17 +179,31 @@ class Cluster:
         referee = Referee(self._run, trusted, config.pipeline.micro_batches, costs, likeness=likeness)
         checker = Checker(self._run, trusted, config.pipeline.micro_batches, costs, likeness)
         initiator = self._initiator = builder.worker(INITIATOR, self._sign(INITIATOR), devices=2, batch=self._batch)
-        workers = [name for name in dict.fromkeys(route.primaries) if name != INITIATOR]
+        workers = [name for name in dict.fromkeys((*route.primaries, *membership.spares)) if name != INITIATOR]
         trusted_actors: list[Actor] = [initiator, self.coordinator, referee, checker, self.archive]
         ensemble = Ensemble(trusted_actors, workers, builder, self._sign, self._notary.enroll)
         hooks = Hooks(self._observe, self.coordinator.worker_lost, lambda _envelope, _error: (), self.coordinator.worker_joined)
         self.launcher = self._engine.deploy(ensemble, hooks)
+        if found is None:  # else everybody keeps the seat whose state it holds
+            self._make_room(membership)
+        self._notary.deployed(self._run, version, membership.route)
         target = membership.target()
         self.launcher.inject(
             Envelope(INITIATOR, holder, StateTransfer(states[i], Role.SHADOW if holder == target.shadows[i] else Role.PRIMARY))
             for i in states
             for holder in target.holders(i)
         )
+
+    def _make_room(self, membership: Membership) -> None:
+        """Now that machines are there, what they have told of their memory counts. Raises NotEnoughMemory."""
+        if not self._room.lacking(membership.target()):
+            return
+        primaries = self._room.resettle(membership.route, membership.spares)
+        if primaries is None:
+            raise NotEnoughMemory(f"the stages cannot be seated: {self._room.wanted(membership.route, ())}")
+        idle = [name for name in membership.route.workers if name not in primaries]
+        membership.spares = [*(name for name in membership.spares if name not in primaries), *idle]
+        membership.start_on(self._route(primaries))
 
     def _sign(self, name: str) -> Sign:
         return partial(sign_header, identity=self._identities[name]) if self._checked else unsigned
@@ -198,15 +221,14 @@ class Cluster:
     def _shadowed(self) -> bool:
         return self._job.config.shadowed
 
-    def _route(self) -> Route:
-        return self._plain(seats(self._job.config.pipeline.stages, self._deployment.lost))
-
     def _found(self, found: Seats) -> Route:
         """The shadows among its holders; who else is to be one gets the state from them before the step."""
-        route = self._plain(found.primaries)
+        route = self._route(found.primaries)
         return replace(route, shadows=tuple(w if w in found.holders[i] else None for i, w in enumerate(route.shadows)))
 
-    def _plain(self, primaries: tuple[str, ...]) -> Route:
+    def _route(self, primaries: tuple[str, ...] | None = None) -> Route:
+        primaries = primaries or self._deployment.primaries
+        primaries = primaries or seats(self._job.config.pipeline.stages, self._deployment.lost)
         jump = self._job.config.defence_name != "duplicate-only"
         return plain_route(primaries, [INITIATOR], shadowed=self._shadowed, jump=jump)
 
@@ -228,6 +250,19 @@ class Cluster:
             self._deployment.likeness,
             self._job.dtype,
             _by_step(config.training.bypass),
+            self._room,
+            config.cluster.placement == "measured",
+        )
+
+    @cached_property
+    def _room(self) -> Room:
+        """What machines can hold by their own word; what they would need is worked out once it is asked for."""
+        layers = self._job.plan.layers
+        needs = cache(lambda: Needs(self._job))
+        return Room(
+            lambda stages: needs()(tuple(layers[i] for i in stages)),
+            lambda worker: self._engine.introduce(worker).memory_bytes,
+            shadowed=self._shadowed,
         )
 
     def _inspection(self) -> Inspection:
@@ -255,10 +290,21 @@ class Cluster:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def run_step(self, step: int) -> str | None:
-        """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot."""
-        self.launcher.inject(self.coordinator.begin(step))
-        self.launcher.run_until(lambda: self.coordinator.idle() or self.coordinator.broken is not None)
-        return self.coordinator.broken
+        """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot.
+
+        Raises NotEnoughMemory where the machines that are left cannot hold all stages, and no other can come.
+        """
+        coordinator = self.coordinator
+        self.launcher.inject(coordinator.begin(step))
+        while not (coordinator.idle() or coordinator.broken is not None):
+            try:
+                self.launcher.run_until(lambda: coordinator.idle() or coordinator.broken is not None)
+            except Deadlock:
+                if coordinator.paused is None:
+                    raise
+                if not self._engine.may_come:
+                    raise NotEnoughMemory(f"before step {step}: {coordinator.paused}, and nobody can come") from None
+        return coordinator.broken
 
     def settle(self) -> str | None:
         """Wait until every check that was drawn has come back; the answer says why the run must go back, if it must."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.comeback import Comeback, Return, Reunion, check_fits, last_commit
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError
+from holdfast.errors import CheckpointError, JournalRefused
 from holdfast.evidence.log import FILE
 from holdfast.job import Job
 from holdfast.journal import Commit, Journal
@@ -41,23 +42,27 @@ class Commits:
             if commit is None:
                 return None
             states = self._journal.states(commit)
-            check_fits(commit, states, self._job)
+            check_fits(commit, states, cut_as(commit, self._job))
             lies = Counter(Progress.from_json(commit.progress).lies)
             comeback = Comeback(engine, config.machines.return_s, stopping)
             return comeback.find(commit, states, frozenset(too_many(lies, config.defence)))
         except CheckpointError as error:
             return str(error)
 
-    def write(self, cluster: Cluster, run: str, mark: tuple[int, bytes], progress: Progress, *, certified: bool) -> None:
-        """A step is sealed, and nobody has been told: put on the disk what a host that is killed now must find again."""
-        sealed, plan = cluster.coordinator.membership, self._job.plan
+    def write(
+        self, job: Job, cluster: Cluster, run: str, mark: tuple[int, bytes], progress: Progress, *, certified: bool
+    ) -> None:
+        """A step of `job`, cut as it is now, is sealed, and nobody has been told: put on the disk what a host that is killed
+        now must find again.
+        """
+        sealed, plan = cluster.coordinator.membership, job.plan
         own, route = cluster.own_states(), cluster.coordinator.membership.route
         digests = {**sealed.digests, **{stage: state_digest(state) for stage, state in own.items()}}
         members = [worker for worker in (*route.workers, *sealed.spares) if worker not in route.trusted]
         commit = Commit(
             run,
             sealed.version,
-            sealed.version * self._job.batches.tokens_per_step,
+            sealed.version * job.batches.tokens_per_step,
             tuple(plan.layers),
             tuple(digests[stage] for stage in route.stages),
             route.primaries,
@@ -73,6 +78,19 @@ class Commits:
     def forget(self) -> None:
         """The run goes on from somewhere else."""
         self._journal.clear()
+
+
+def cut_as(commit: Commit, job: Job) -> Job:
+    """`job` cut as it was at `commit`, where runs choose their cut; else as it is.
+
+    Raises JournalRefused where the layers of `commit` are not those of the model.
+    """
+    if job.config.cluster.placement != "measured":
+        return job
+    ends = [0, *(hi for _, hi in commit.cut)]
+    if len(commit.cut) != job.plan.stages or list(commit.cut) != list(pairwise(ends)) or ends[-1] != job.plan.layers[-1][1]:
+        raise JournalRefused(f"its stages are cut as no {job.plan.stages} stages of this model can be")
+    return job.recut(commit.cut)
 
 
 def too_many(lies: Counter[str], policy: DefenceConfig) -> list[str]:

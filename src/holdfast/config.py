@@ -25,6 +25,7 @@ Engine = Literal["memory", "processes", "ray"]
 WireDtype = Literal["float32", "bfloat16", "int8"]
 Defence = Literal["none", "duplicate", "duplicate-only", "spot-check", "statistics"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Placement = Literal["listed", "measured"]
 BanPolicy = Literal["never", "quarantine", "ban"]
 
 
@@ -159,6 +160,10 @@ class ClusterConfig(Section):
     tensor_bytes: int | None = Field(None, gt=0, description="what a tensor between stages counts for; None: its own bytes")
     state_bytes: int | None = Field(None, gt=0, description="what a stage's state counts for on a link; None: its own bytes")
     memory_bytes: int | None = Field(None, gt=0, description="memory of an untrusted worker; None: what this machine has free")
+    memories: tuple[int, ...] | None = Field(None, description="bytes of each worker, one a stage; limits that always hold")
+    placement: Placement = Field("listed", description="listed: worker i has stage i; measured: as a step is shortest")
+    move_every: int = Field(10, ge=1, description="steps between two changes of a measured placement, at least")
+    move_gain: float = Field(0.15, gt=0, description="share of a step's time that a change must save, as predicted")
 
 
 class MachinesConfig(Section):
@@ -167,6 +172,7 @@ class MachinesConfig(Section):
     silence_s: float = Field(6.0, gt=2.0, description="without a word from a machine, until it counts as lost")
     metrics: str | None = Field(None, description="ip:port of /metrics and /healthz; None: not served")
     expose_metrics: bool = Field(False, description="whether other machines may reach them; they need no password")
+    memory_bytes: int | None = Field(None, gt=0, description="of this machine, for the initiator; None: no limit is kept")
     restart_workers: bool = Field(True, description="whether a worker's process that ended is started again")
     ray_address: str | None = Field(
         None, description="of a Ray cluster, or auto; None: RAY_ADDRESS, else a Ray of this machine"
@@ -267,6 +273,21 @@ class RunConfig(Section):
                 )
         if self.cluster.speeds is not None and len(self.cluster.speeds) != stages:
             raise ValueError(f"cluster.speeds has {len(self.cluster.speeds)} entries; it needs one for each of {stages} stages")
+        memories = self.cluster.memories
+        if memories is not None and (len(memories) != stages or min(memories) <= 0):
+            raise ValueError(
+                f"cluster.memories has {len(memories)} entries; it needs a positive one for each of {stages} stages"
+            )
+        if memories is not None and memories[0] != memories[-1]:
+            raise ValueError(
+                f"cluster.memories gives the first stage {memories[0]} bytes and the last {memories[-1]}; both are on the "
+                "initiator's machine, so give them the same: what that machine has"
+            )
+        if self.cluster.placement == "measured" and self.defence.redraw_every:
+            raise ValueError(
+                "placement 'measured' and redraw_every: one seats workers where they are fast, the other where chance puts "
+                "them, so that nobody chooses his neighbour; give one of them"
+            )
         numerics = self.cluster.numerics
         if numerics is not None and len(numerics) != stages:
             raise ValueError(f"cluster.numerics has {len(numerics)} entries; it needs one for each of {stages} stages")

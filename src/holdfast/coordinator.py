@@ -13,9 +13,10 @@ paper's central server, and it is trusted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from holdfast.blame import Blame
-from holdfast.claim import Claim, Header
+from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.court import Court
 from holdfast.deadline import owing
 from holdfast.errors import FaultWindowExceeded
@@ -23,6 +24,7 @@ from holdfast.event import (
     Banned,
     Event,
     Joined,
+    Paused,
     Reseated,
     Reshadowed,
     StagesSkipped,
@@ -51,6 +53,7 @@ from holdfast.message import (
     StateTransfer,
     Update,
 )
+from holdfast.placement.stopwatch import Stopwatch
 from holdfast.recover.remedy import Redo
 from holdfast.recover.skip import leave_out
 from holdfast.route import Route
@@ -66,8 +69,9 @@ MAX_ATTEMPTS = 32
 class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
-    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
-    that the archive has refused. `committed` is called when a step stands, before anybody is told.
+    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `paused` says what it waits
+    for before the next step, where the machines that are left cannot hold everything. `refusals` counts the states that the
+    archive has refused. `committed` is called when a step stands, before anybody is told.
     """
 
     def __init__(
@@ -76,17 +80,20 @@ class Coordinator:
         membership: Membership,
         policy: Policy,
         notary: Notary | None = None,
+        stopwatch: Stopwatch | None = None,
         committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = COORDINATOR
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
+        self.paused: str | None = None
         self.refusals = 0
         self._policy = policy
         self._committed = committed
         self._events: list[Event] = []
         self._notary = notary or Notary()
+        self.stopwatch = stopwatch or Stopwatch(lambda: 0.0)
         blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
         self._court = Court(run, membership, policy, blame)
         self._deliveries = self._court.deliveries
@@ -96,16 +103,25 @@ class Coordinator:
         self._timers: list[tuple[object, float]] = []
         self._warned: object = None
         self._armed = False
+        self._assigned: tuple[str, ...] | None = None
+        self._chosen: tuple[str, ...] | None = None
 
     # -- what the launcher calls -------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> list[Envelope]:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
+        if self._policy.seated and self._chosen is None:
+            self._chosen = self.membership.route.primaries
         self._exclude_banned()
+        self._reassign(step)
         self._settle_in(step)
         self._redraw(step)
         return self._prepare()
+
+    def assign(self, primaries: tuple[str, ...]) -> None:
+        """Have these workers carry the stages from the next step on, if all of them are there then."""
+        self._assigned = primaries
 
     def idle(self) -> bool:
         """Whether the last step that was begun is sealed."""
@@ -165,6 +181,8 @@ class Coordinator:
     def _hear(self, now: StepState, sender: str, message: Message) -> list[Envelope]:
         match message:
             case Header() if now.is_current(message.key):
+                if message.worker == sender and message.role is not Role.COMPARER:
+                    self.stopwatch.posted(sender, message.key)
                 return self._court.post(now, sender, message)
             case Finding() if sender == REFEREE and now.is_current(message.key):
                 now.findings[message.key] = message
@@ -176,6 +194,8 @@ class Coordinator:
             case Loss(step, attempt, micro_batch, value) if (step, attempt) == (now.step, now.attempt):
                 if sender == now.route.primaries[-1]:
                     now.losses[micro_batch] = value
+                    last = len(now.route.primaries) - 1
+                    self.stopwatch.posted(sender, ClaimKey(step, attempt, Direction.FORWARD, last, micro_batch))
             case Lacking() if sender == REFEREE:
                 now.lacking[message.key] = message
             case Flag() if now.is_current(message.key):
@@ -211,6 +231,8 @@ class Coordinator:
         if self._wanted is None or self._now is not None or self.broken or self.inspector.holds_up(self._wanted):
             return []
         if self.membership.missing():
+            if not self._has_room(self._wanted):
+                return []
             self._arm()
             return [self._to(source, order) for source, order in self.membership.transfers()]
         self._events += [Reshadowed(i, w, self.membership.version) for i, w in self.membership.new_shadows()]
@@ -218,6 +240,26 @@ class Coordinator:
         if route.bypassed:
             self._events.append(StagesSkipped(self._wanted, route.bypassed, route.frozen))
         return self._start(self._wanted, 0, route)
+
+    def _has_room(self, step: int) -> bool:
+        """Whether everybody can hold what the next step gives him; else others take some of it, or the run waits."""
+        room, membership = self._policy.room, self.membership
+        if room is None or not room.lacking(membership.target()):
+            self.paused = None
+            return True
+        if not membership.is_shown:
+            return True  # what has not arrived yet cannot be moved
+        primaries = room.resettle(membership.route, membership.spares) if membership.is_settled else None
+        if primaries is not None:
+            self._seat(step, primaries)
+            self.paused = None
+            return True
+        lost = membership.members - membership.banned - {*membership.route.workers, *membership.spares}
+        reason = room.wanted(membership.route, lost)
+        if reason != self.paused:
+            self.paused = reason
+            self._events.append(Paused(step, reason))
+        return False
 
     def _planned(self, step: int, route: Route) -> Route:
         """The route on which a step is meant to run, if nobody raises an alert."""
@@ -244,6 +286,7 @@ class Coordinator:
             step, attempt, self.membership.version, route, self._policy.micro_batches, sealed, self._policy.likeness
         )
         self._arm()
+        self.stopwatch.began(route, again=attempt > 0)
         digests = tuple(sealed.values())
         return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
 
@@ -279,6 +322,7 @@ class Coordinator:
         loss = sum(losses) / max(1, len(losses))
         rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
         self._events.append(StepSealed(now.step, now.attempt, loss, now.clipping.norm, rate, tokens))
+        self.stopwatch.sealed()
         self._now = self._wanted = None
         checks = self.inspector.sealed(now)
         self._committed()
@@ -297,13 +341,15 @@ class Coordinator:
             return []
         membership.spares.append(worker)
         self._events.append(Joined(worker, self._step_number))
-        return []
+        return self._prepare() if self.paused is not None else []
 
     def worker_lost(self, worker: str, reason: str) -> list[Envelope]:
         """A worker is dead or has missed its deadline: its shadow's worker takes over, inside the step."""
         if worker in self.membership.spares:
-            self.membership.spares.remove(worker)
+            self.membership.forget(worker)
             self._events.append(WorkerLost(worker, self._step_number, reason))
+            if worker not in self.membership.route.workers:
+                return self._prepare()
         if worker not in self.membership.route.workers:
             return []
         self._events.append(WorkerLost(worker, self._step_number, reason))
@@ -314,6 +360,7 @@ class Coordinator:
         if self.membership.without(worker) is None:
             self.broken = f"both holders of a stage are lost, {worker} last ({reason})"
             return []
+        self.stopwatch.disturbed()
         self._take_over(worker)
         if self._now is None:
             return self._prepare()
@@ -374,11 +421,35 @@ class Coordinator:
     def _is_to_be_banned(self, worker: str) -> bool:
         return self._lies_of(worker) >= self._policy.ban_after
 
+    def _reassign(self, step: int) -> None:
+        """Workers change seats as they were told to; who has none afterwards is a spare."""
+        primaries, self._assigned = self._assigned, None
+        membership = self.membership
+        there = {*membership.route.workers, *membership.spares}
+        if primaries is None or primaries == membership.route.primaries or not membership.is_settled:
+            return
+        if there.issuperset(primaries):
+            self._chosen = primaries
+            self._seat(step, primaries)
+
+    def _seat(self, step: int, primaries: tuple[str, ...]) -> None:
+        membership = self.membership
+        idle = [worker for worker in membership.route.workers if worker not in primaries]
+        membership.settle_in(primaries)
+        membership.spares += idle
+        self._events.append(Reseated(step, primaries))
+
     def _settle_in(self, step: int) -> None:
         """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
         membership = self.membership
-        primaries = relieve(membership.route, membership.spares)
-        if primaries != membership.route.primaries and membership.is_settled:
+        if membership.route.primaries == self._chosen or not membership.is_settled or not membership.is_shown:
+            return
+        primaries, room = membership.route.primaries, self._policy.room
+        for spare in membership.spares:
+            relieved = relieve(replace(membership.route, primaries=primaries), [spare])
+            if room is None or room.fits(membership.route, relieved):
+                primaries = relieved
+        if primaries != membership.route.primaries:
             membership.settle_in(primaries)
             self._events.append(Reseated(step, primaries))
 
@@ -389,7 +460,8 @@ class Coordinator:
             return
         route = self.membership.route
         primaries = seats(route.primaries, route.trusted, self._policy.inspection.sampling.seed, step)
-        if primaries != route.primaries:
+        room = self._policy.room
+        if primaries != route.primaries and (room is None or room.fits(route, primaries)):
             self.membership.reseat(primaries)
             self._events.append(Reseated(step, primaries))
 
@@ -402,7 +474,7 @@ class Coordinator:
         if isinstance(token, tuple) and token[:1] == ("handed",):
             return self._not_shown(*token[1:])
         self._armed = False
-        if self.idle() or self.broken:
+        if self.idle() or self.broken or self.paused is not None:
             return []
         self._arm()
         if token != self._pulse():
@@ -488,6 +560,8 @@ class Coordinator:
     def describe(self) -> str:
         """One line for a deadlock report."""
         now = self._now
+        if self.paused is not None:
+            return f"coordinator: v{self.membership.version}, paused: {self.paused}"
         if now is None:
             return f"coordinator: v{self.membership.version}, waits for seats {self.membership.missing()}"
         return (

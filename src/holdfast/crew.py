@@ -15,10 +15,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from holdfast import __version__
 from holdfast.config import RunConfig, Section
+from holdfast.engine import described_memory
 from holdfast.evidence.certificates import Authority
 from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
@@ -128,6 +130,8 @@ class Started(ABC):
         return None
 
     def awaits(self, name: str) -> bool:
+        if not name:
+            return False
         with self._lock:
             again = self._restarts and name not in self._banned and self._in_a_row[name] < MAX_STARTS
             return again or name in self._running()
@@ -256,4 +260,5 @@ def machines(staging: Staging, crew: Callable[..., Crew], patience: Patience | N
         anytime=ANYTIME,
     )
     host = Endpoint(HOST, TRUSTED, transport.address)
-    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience())
+    memory = partial(described_memory, staging.config)
+    return Machines(transport, lambda ended: crew(run, host, authority, staging, ended), patience or Patience(), memory)

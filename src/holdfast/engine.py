@@ -13,8 +13,10 @@ from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
 from holdfast.config import RunConfig
+from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, InProcess, Timing
 from holdfast.message import Actor, Envelope
+from holdfast.placement.place import Machine
 from holdfast.stage import INITIATOR
 from holdfast.transport import Cluster as Described
 from holdfast.transport import Link, MemoryTransport
@@ -41,6 +43,17 @@ class Ensemble:
     enroll: Callable[[str, bytes], None] = lambda _name, _key: None
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What machines there are, the initiator first, each by its own word; at speed 1 a forward pass of average cost takes
+    `unit_s` seconds. Where the initiator has one device, its two stages take turns on it.
+    """
+
+    unit_s: float
+    machines: Sequence[Machine]
+    initiator_devices: int = 2
+
+
 class Launcher(Protocol):
     """What a cluster needs of the engine that runs it; `now` are seconds of its clock, `bytes_sent` those of all members.
 
@@ -64,7 +77,16 @@ class Launcher(Protocol):
 
 
 class Engine(Protocol):
-    """See the module."""
+    """See the module. `may_come` says whether a machine that is not there may still come; `introduce` what one has told of its
+    speed and its memory.
+    """
+
+    @property
+    def may_come(self) -> bool: ...
+
+    def survey(self, job: Job, workers: Sequence[str], /) -> Survey: ...
+
+    def introduce(self, worker: str, /) -> Machine: ...
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
 
@@ -77,6 +99,22 @@ class MemoryEngine:
     def __init__(self, config: RunConfig, company: Company | None = None) -> None:
         self._config = config
         self._company = company
+
+    def survey(self, job: Job, workers: Sequence[str]) -> Survey:
+        """The described cluster."""
+        machines = [self.introduce(name) for name in (INITIATOR, *workers)]
+        return Survey(self._config.cluster.seconds_per_forward, machines)
+
+    @property
+    def may_come(self) -> bool:
+        """Nobody can whose coming is not on the agenda already."""
+        return False
+
+    def introduce(self, worker: str) -> Machine:
+        speeds, names = self._config.cluster.speeds, names_of_workers(self._config.pipeline.stages)
+        speed = 1.0 if speeds is None or worker not in names else speeds[names.index(worker)]
+        last = speeds[-1] if speeds is not None and worker == INITIATOR else None
+        return Machine(worker, speed, described_memory(self._config, worker), last)
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
         config = self._config.cluster
@@ -104,6 +142,14 @@ class MemoryEngine:
 
     def _play(self, worker: Actor) -> Actor:
         return worker if self._company is None else self._company.play(worker)
+
+
+def described_memory(config: RunConfig, worker: str) -> int | None:
+    """What the described cluster gives a worker, in bytes; None where it sets no limit."""
+    described, names = config.cluster, names_of_workers(config.pipeline.stages)
+    if described.memories is not None and worker in names:
+        return described.memories[names.index(worker)]
+    return None if worker == INITIATOR else described.memory_bytes
 
 
 def names_of_workers(stages: int) -> tuple[str, ...]:

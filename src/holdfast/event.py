@@ -104,6 +104,39 @@ class Reseated:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """From `step` on stage i has layers [lo, hi) of `layers[i]`, primary and shadow as named. `step_s` is predicted; `busy` is
+    each machine's share of it, `memory_bytes` what it needs. `cause` says why so.
+    """
+
+    step: int
+    cause: str
+    layers: tuple[tuple[int, int], ...]
+    primaries: tuple[str, ...]
+    shadows: tuple[str | None, ...]
+    step_s: float
+    busy: dict[str, float]
+    memory_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """What the last steps really took, beside what was predicted for the placement that they ran on."""
+
+    step: int
+    predicted_s: float
+    measured_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Before `step`: the machines that are left cannot hold all stages. The run waits for what `reason` names."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimReplaced:
     """The innocent holder's own value for `key` took the place of the culprit's."""
 
@@ -219,6 +252,9 @@ Event = (
     | Ruling
     | SpotChecked
     | Reseated
+    | Placed
+    | Paced
+    | Paused
     | ClaimReplaced
     | StepRestarted
     | StagesSkipped

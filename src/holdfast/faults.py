@@ -12,6 +12,8 @@
     update           the optimizer step                              the header of the new state
     seal             the order to seal the step                      what the worker answers at once
 
+A `slow` machine is as it was but for its pace: from the step's begin on all its work takes `factor` times as long.
+
 `sent=N` lets the first N of them leave: a crash half way through a send. Each fault strikes once in a run, however often the
 step is redone.
 """
@@ -19,6 +21,7 @@ step is redone.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -28,7 +31,7 @@ from holdfast.errors import ConfigError, WorkerDied, WorkerStalled
 from holdfast.message import Actor, BeginStep, Envelope, NewRoute, Seal, Work
 from holdfast.route import Route
 
-Kind = Literal["crash", "stall"]
+Kind = Literal["crash", "stall", "slow"]
 Moment = Literal["begin", "forward", "backward", "shadow-forward", "shadow-backward", "gradient", "update", "seal"]
 
 _MOMENTS: tuple[str, ...] = get_args(Moment)
@@ -51,6 +54,7 @@ class Fault:
     micro_batch: int | None = None
     sent: int = 0
     seconds: float = 0.0
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.stage is None) == (self.worker is None):
@@ -65,8 +69,14 @@ class Fault:
             self._refuse(f"micro_batch goes with at={', '.join(_PER_MICRO_BATCH)}; {self.at} is once a step")
         if self.kind == "stall" and not self.seconds > 0:
             self._refuse(f"needs seconds=X, a time greater than 0, got {self.seconds}")
-        if self.kind == "crash" and self.seconds:
-            self._refuse("seconds goes with a stall; a crash is for good")
+        if self.kind != "stall" and self.seconds:
+            self._refuse("seconds goes with a stall; a crash and a slow machine are for good")
+        if self.kind == "slow" and not 0 < self.factor < 1e6:
+            self._refuse(f"needs factor=X, how many times as long its work takes, got {self.factor:g}")
+        if self.kind == "slow" and (self.at != "begin" or self.sent):
+            self._refuse("begins with a step: at and sent go with a crash or a stall")
+        if self.kind != "slow" and self.factor != 1.0:
+            self._refuse("factor goes with slow")
 
     def _refuse(self, why: str) -> None:
         raise ConfigError(f"fault {str(self)!r} {why}")
@@ -77,12 +87,13 @@ class Fault:
         parts += [] if self.micro_batch is None else [f"micro_batch={self.micro_batch}"]
         parts += [f"sent={self.sent}"] if self.sent else []
         parts += [f"seconds={self.seconds:g}"] if self.seconds else []
+        parts += [f"factor={self.factor:g}"] if self.kind == "slow" else []
         return " ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """The whole script; `crash` and `stall` give a longer one.
+    """The whole script; `crash`, `stall` and `slow` give a longer one.
 
     >>> print(*Faults().crash(stage=2, step=7, at="backward").stall(worker="w1", step=3, seconds=60), sep="; ")
     crash stage=2 step=7 at=backward; stall worker=w1 step=3 at=begin seconds=60
@@ -97,6 +108,10 @@ class Faults:
     def stall(self, *, step: int, seconds: float, stage: int | None = None, at: Moment = "begin", **more: Any) -> Faults:
         """The worker does nothing for `seconds`, then goes on where it was; `more`: worker, micro_batch, sent."""
         return replace(self, script=(*self.script, Fault("stall", step, stage, at=at, seconds=seconds, **more)))
+
+    def slow(self, *, step: int, factor: float, stage: int | None = None, **more: Any) -> Faults:
+        """From `step` on the worker takes `factor` times as long for everything; `more`: worker."""
+        return replace(self, script=(*self.script, Fault("slow", step, stage, factor=factor, **more)))
 
     def __iter__(self) -> Iterator[Fault]:
         return iter(self.script)
@@ -129,11 +144,14 @@ class Faults:
 
 
 class FaultPlan:
-    """The script during one run: remembers what has struck. Every `FaultyActor` of the run shares one."""
+    """The script during one run: remembers what has struck, and who has been how slow since. Every `FaultyActor` of the run
+    shares one.
+    """
 
     def __init__(self, faults: Faults) -> None:
         self._waiting = list(faults.script)
         self.fired: list[Fault] = []
+        self.slowness: dict[str, float] = {}
 
     def strike(self, matches: Callable[[Fault], bool]) -> Fault | None:
         """The first fault that has not struck yet and `matches`; from now on it has."""
@@ -155,12 +173,14 @@ class FaultyActor:
 
     A fault strikes after the work is done and before its messages leave (but for the first `sent`). `receive` and `execute`
     raise `WorkerDied`, after which the launcher calls this actor no more, or `WorkerStalled`, after which the messages held
-    back leave with the next work that this actor offers.
+    back leave with the next work that this actor offers. A slow machine's work costs more; where time is real, `pause(seconds)`
+    lets that much more of it pass.
     """
 
-    def __init__(self, actor: Actor, plan: FaultPlan) -> None:
+    def __init__(self, actor: Actor, plan: FaultPlan, pause: Callable[[float], None] = lambda _seconds: None) -> None:
         self._actor = actor
         self._plan = plan
+        self._pause = pause
         self._route: Route | None = None
         self._held: tuple[Work, tuple[Envelope, ...]] | None = None
         self.name = actor.name
@@ -184,17 +204,27 @@ class FaultyActor:
     def next_work(self, device: int) -> Work | None:
         if self._held is not None and self._held[0].device == device:
             return self._held[0]
-        return self._actor.next_work(device)
+        work = self._actor.next_work(device)
+        factor = self._plan.slowness.get(self.name)
+        return work if work is None or factor is None else replace(work, cost=work.cost * factor)
 
     def execute(self, work: Work) -> Sequence[Envelope]:
         if self._held is not None and work == self._held[0]:
             late, self._held = self._held[1], None
             return late
-        return self._struck(work, work.kind, tuple(self._actor.execute(work)))
+        began = time.perf_counter()
+        sent = tuple(self._actor.execute(work))
+        factor = self._plan.slowness.get(self.name)
+        if factor is not None:
+            self._pause((factor - 1) * (time.perf_counter() - began))
+        return self._struck(work, work.kind, sent)
 
     def _struck(self, work: Work, moment: str, sent: tuple[Envelope, ...]) -> Sequence[Envelope]:
         fault = self._plan.strike(lambda fault: self._is_meant(fault, work, moment))
         if fault is None:
+            return sent
+        if fault.kind == "slow":
+            self._plan.slowness[self.name] = self._plan.slowness.get(self.name, 1.0) * fault.factor
             return sent
         early, late = sent[: fault.sent], sent[fault.sent :]
         if fault.kind == "crash":
@@ -225,7 +255,9 @@ def _order(step: int) -> Work:
 def _parse_line(line: str) -> Fault:
     kind, *pairs = line.split() or [""]
     if kind not in get_args(Kind):
-        raise ConfigError(f"fault {line!r}: expected crash or stall first, for example 'crash stage=2 step=7 at=backward'")
+        raise ConfigError(
+            f"fault {line!r}: expected crash, stall or slow first, for example 'crash stage=2 step=7 at=backward'"
+        )
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -250,5 +282,6 @@ _READERS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "at": (r"\S+", str, "a moment"),
     "micro_batch": (r"\d{1,9}", int, "a number from 0"),
     "sent": (r"\d{1,9}", int, "a number from 0"),
+    "factor": (r"\d{1,9}(\.\d*)?|\.\d+", float, "a number"),
     "seconds": (r"\d{1,9}(\.\d*)?|\.\d+", float, "seconds"),
 }

@@ -38,6 +38,7 @@ from holdfast.event import Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.certificates import DOOR, Authority
 from holdfast.journal import FOLDER, Journal
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
+from holdfast.stage import INITIATOR
 from holdfast.station import ANYTIME, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
@@ -131,8 +132,13 @@ class Host:
             gatekeeper = Gatekeeper(
                 authority, invitations, roster, self._terms(transport), judge=self._judge, tell=self._at_the_door
             )
+            own = self._config.machines.memory_bytes
             machines = Machines(
-                transport, lambda _ended: Guests(roster, self._tell), Patience(start_s=FOREVER_S), over=lambda: self._over
+                transport,
+                lambda _ended: Guests(roster, self._tell),
+                Patience(start_s=FOREVER_S),
+                lambda worker: own if worker == INITIATOR else None,
+                over=lambda: self._over,
             )
             self._machines = machines
             certificate = authority.credentials(DOOR, self.identity)

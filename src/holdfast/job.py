@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,8 @@ from holdfast.data import (
 )
 from holdfast.data import validation_blocks as cut_validation
 from holdfast.errors import ConfigError, SetupError
-from holdfast.partition import Lora, ModelSource, Plan, describe, initial_weights, make_plan
+from holdfast.partition import Lora, ModelSource, Plan, Range, costs_of, cut, describe, initial_weights, planned
+from holdfast.partition.costs import Costs
 from holdfast.partition.memory import Batch, WorkerMemory, available_memory, check_memory, memory_per_worker
 from holdfast.partition.scratch import SCRATCH_KINDS
 from holdfast.quantise import Packing, packing_of
@@ -43,6 +44,7 @@ class Job:
     config: RunConfig
     source: ModelSource
     plan: Plan
+    costs: Costs
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
     batches: BatchSource
@@ -60,6 +62,12 @@ class Job:
     @property
     def lora(self) -> Lora | None:
         return self.plan.lora
+
+    def recut(self, layers: tuple[Range, ...]) -> Job:
+        """The same job with other ranges of layers for its stages."""
+        if layers == self.plan.layers:
+            return self
+        return replace(self, plan=planned(self.source.config, layers, self.costs, self.lora))
 
     def initial_state(self, stage: int) -> StageState:
         """Version 0 of a stage: weights from the seed or the files, a fresh optimizer."""
@@ -90,14 +98,9 @@ def prepare(config: RunConfig) -> Job:
         dropout=config.model.dropout,
     )
     lora = _lora(config.model)
-    plan = make_plan(
-        source.config,
-        config.pipeline.stages,
-        sequence_length=length,
-        speeds=config.cluster.speeds,
-        lora=lora,
-        measure=config.pipeline.costs == "measured",
-    )
+    costs = costs_of(source.config, length, measure=config.pipeline.costs == "measured")
+    ranges = cut(costs.layers, costs.before, costs.after, config.pipeline.stages, config.cluster.speeds)
+    plan = planned(source.config, ranges, costs, lora)
     batches = BatchSource(
         pack(corpus.train, tokenizer, config.data.train_tokens),
         seeds.derive(config.training.seed, "batches"),
@@ -107,7 +110,7 @@ def prepare(config: RunConfig) -> Job:
     )
     limit = config.data.validation_tokens
     held_out = cut_validation(pack_measured(corpus.validation, tokenizer, limit), length, limit)
-    return Job(config, source, plan, corpus, tokenizer, batches, held_out)
+    return Job(config, source, plan, costs, corpus, tokenizer, batches, held_out)
 
 
 def check_fits(job: Job) -> None:

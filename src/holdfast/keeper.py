@@ -36,6 +36,7 @@ from holdfast.evidence.log import FILE, check_end
 from holdfast.job import Job
 from holdfast.partition import is_adapter, model_writer, save_adapter
 from holdfast.partition.source import LocalFiles
+from holdfast.placement.recut import recut
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
 from holdfast.restore import check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
@@ -116,6 +117,12 @@ class Keeper:
             read_report(report)
         if self._config.defence_name != "none":
             check_end(out / FILE)
+
+    def recut(self, job: Job) -> None:
+        """Stages have other layers from now on; what is kept in memory is cut as they are."""
+        self._job = job
+        if self._memory is not None:
+            self._memory = recut(self._memory, job.plan) or self._memory
 
     # -- while it goes on --------------------------------------------------------------------------------------------
 

@@ -22,12 +22,16 @@ from typing import Protocol
 import torch
 
 from holdfast.coordinator import Coordinator
-from holdfast.engine import Ensemble
+from holdfast.engine import Ensemble, Survey
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.event import Banned, Event, WorkerLost
+from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, RealTime
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.placement.load import seconds_of_a_pass
+from holdfast.placement.place import Machine
 from holdfast.route import Route
+from holdfast.speed import measure_speed
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
 from holdfast.transport import Endpoint, LinkStats, Notice, Traffic
 
@@ -38,6 +42,7 @@ TRUSTED = (INITIATOR, COORDINATOR, REFEREE, CHECKER, ARCHIVE)
 POLL_S = 0.1
 
 KIND = re.compile("[a-z-]{1,40}")
+MOST_SPEED = 1e9
 MOST_KINDS = 16
 """What a worker may call its work, and how many kinds it may have."""
 
@@ -74,7 +79,7 @@ class Crew(Protocol):
 
     `gather` has those of these names come, and asks no one twice who is there; `left` is told of one that is gone or fenced;
     `expect` are the endpoints that may connect now, `key` is the public key of one that has its own (None: it follows from the
-    seed), `awaits` says whether one that is not there may still come.
+    seed), `awaits` says whether one that is not there may still come (the empty name: one that nobody knows yet).
     """
 
     def gather(self, names: Sequence[str]) -> None: ...
@@ -103,6 +108,7 @@ class Patience:
 class Machines:
     """An `Engine`. `open_crew` is called once with a function to call when a process ended: (name, why).
 
+    `memory(worker)` is what the settings give a worker or the initiator, in bytes; what a machine tells of itself may be less.
     `over` is asked at the end whether nobody is needed any more: else nobody is dismissed, and who can come back later will.
     """
 
@@ -111,8 +117,11 @@ class Machines:
         transport: Exchange,
         open_crew: Callable[[Callable[[str, str], None]], Crew],
         patience: Patience = Patience(),  # frozen
+        memory: Callable[[str], int | None] = lambda _worker: None,
         over: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._memory = memory
+        self._mine = 0.0
         self._transport = transport
         self._patience = patience
         self._over = over
@@ -121,6 +130,8 @@ class Machines:
         self._present: dict[str, Endpoint] = {}
         self._kept: dict[str, frozenset[tuple[int, bytes]]] = {}
         self._start_s = patience.start_s
+        self._told: dict[str, Present] = {}
+        self._order_names: Sequence[str] = ()
         self._deployed: set[str] = set()
         self._gone: dict[str, str] = {}
         self._told_lost: set[str] = set()
@@ -140,6 +151,37 @@ class Machines:
 
     # -- an engine ---------------------------------------------------------------------------------------------------
 
+    def survey(self, job: Job, workers: Sequence[str]) -> Survey:
+        """Who is there, by its own word, and this machine; where the placement follows from that, all `workers` are waited for.
+
+        Who has not said how fast it is counts as fast as this machine. Raises NetworkError where nobody comes at all.
+        """
+        measured = job.config.cluster.placement == "measured"
+        if measured:
+            self._gather(workers)
+        self._mine = measure_speed(job.config.model.device)
+        with self._lock:
+            names = dict.fromkeys((INITIATOR, *workers, *self._told))
+        links = self._transport.links() if measured else {}
+        machines = [replace(self.introduce(name), latency_s=_one_way(links.get(name))) for name in names]
+        return Survey(seconds_of_a_pass(job, self._mine), machines, initiator_devices=1)
+
+    @property
+    def may_come(self) -> bool:
+        """Who was there and is not, or (the empty name) somebody new."""
+        with self._lock:
+            missing = {*self._told, *self._order_names} - self._present.keys() - self._banned
+        return any(self.crew.awaits(name) for name in sorted({*missing, ""}))
+
+    def introduce(self, worker: str) -> Machine:
+        """By its own word; its memory is the least of what it has told and what the settings give it."""
+        with self._lock:
+            told = self._told.get(worker)
+        speed, memory = (0.0, 0) if told is None else (told.speed, told.memory_bytes)
+        limits = [limit for limit in (self._memory(worker), memory or None) if limit is not None]
+        relative = speed / self._mine if self._mine and 0 < speed < MOST_SPEED else 1.0
+        return Machine(worker, relative, min(limits, default=None))
+
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
 
@@ -148,6 +190,7 @@ class Machines:
         self._shut()
         wanted = list(ensemble.workers)
         with self._lock:
+            self._order_names = wanted
             self._generation += 1
             self._order = Deploy(self._generation, ensemble.builder.blueprint.encode())
             self._hooks = replace(hooks, observe=partial(self._observe, hooks.observe))
@@ -159,13 +202,8 @@ class Machines:
             self._gone = {}
             for name in self._present:
                 self._instruct(name)
-        self.crew.gather(wanted)
-        self._meet()
-        start_s, self._start_s = self._start_s, self._patience.start_s
-        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, start_s)
-        if wanted and not self._present.keys() & set(wanted):
-            why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
-            raise NetworkError(f"none of {', '.join(wanted)} came within {start_s:g} s ({why})")
+        self._gather(wanted)
+        self._start_s = self._patience.start_s
         self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
@@ -188,6 +226,14 @@ class Machines:
         while not settled(dict(self._kept)):
             self.receive(POLL_S)
         self._start_s = min(self._patience.start_s, self._patience.deploy_s)
+
+    def _gather(self, wanted: Sequence[str]) -> None:
+        self.crew.gather(wanted)
+        self._meet()
+        self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._start_s)
+        if wanted and not self._present.keys() & set(wanted):
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
+            raise NetworkError(f"none of {', '.join(wanted)} came within {self._start_s:g} s ({why})")
 
     def close(self) -> None:
         """Dismiss everybody, if the run is over, and leave. A second call does nothing."""
@@ -286,6 +332,7 @@ class Machines:
         with self._lock:
             match message:
                 case Present(address, kept=kept):
+                    self._told[name] = message
                     if name in self._banned:
                         self._send(name, Dismiss("it has lied, and is banned"))
                         return
@@ -399,6 +446,10 @@ class Machines:
             launcher, self._launcher = self._launcher, None
         if launcher is not None:
             launcher.close()
+
+
+def _one_way(link: LinkStats | None) -> float | None:
+    return None if link is None or link.rtt_s is None else link.rtt_s / 2
 
 
 class Remote(RealTime):

@@ -59,6 +59,17 @@ class Membership:
         self.handed: set[tuple[int, str]] = set()
         self._asked = set(self.missing())  # whoever deploys the run sends the first states unasked
 
+    def start_on(self, route: Route) -> None:
+        """Begin with another route than was meant, before anybody has been sent a state."""
+        assert not self._holding
+        self.route, self.members = route, self.members | frozenset(route.workers)
+        self._asked = set(self.missing())
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether every stage has somebody who can send its state on."""
+        return all(self.sources(i) for i in self.route.stages)
+
     def adopted(self, worker: str, message: StateAdopted) -> bool:
         """Whether the worker really has the sealed state of that seat; only then does it count as a holder."""
         seat = (message.stage, worker)
@@ -107,12 +118,21 @@ class Membership:
         """The worker is out. Call only where `without` gives a route."""
         route = self.without(worker)
         assert route is not None
+        given_up = [name for name in self.route.workers if name not in (*route.workers, worker)]
+        self.spares = [*(spare for spare in self.spares if spare not in route.workers), *given_up]
         self.route, self._before = replace(route, epoch=max(route.epoch, self.route.epoch + 1)), None
         self._holding = {seat for seat in self._holding if seat[1] != worker}
         self._asked.clear()
         for seat in [seat for seat in self._doubted if seat[1] == worker]:
             del self._doubted[seat]
             self.handed.discard(seat)
+
+    def forget(self, worker: str) -> None:
+        """A spare is gone; what it may still have had of an earlier seat cannot be asked for any more."""
+        self.spares = [spare for spare in self.spares if spare != worker]
+        if worker not in self.route.workers:
+            self._holding = {seat for seat in self._holding if seat[1] != worker}
+            self._asked.clear()
 
     def target(self) -> Route:
         """The route that the next step should run on: every untrusted stage shadowed."""

@@ -12,7 +12,15 @@ from holdfast.errors import CheckpointError
 from holdfast.plain import fits
 from holdfast.result import RunResult
 
-_OF_THE_END = {"steps", "tokens_per_second", "train_loss", "validation_perplexity", "validation_bits_per_byte"}
+_OF_THE_PLACEMENT = ("predicted_step_seconds", "step_seconds")
+_OF_THE_END = {
+    "steps",
+    "tokens_per_second",
+    "train_loss",
+    "validation_perplexity",
+    "validation_bits_per_byte",
+    *_OF_THE_PLACEMENT,
+}
 SUMS = tuple(item.name for item in fields(RunResult) if item.type in ("int", "float") and item.name not in _OF_THE_END)
 """What adds up, counts and amounts: the steps before a checkpoint and those after it are different ones."""
 

@@ -47,6 +47,8 @@ class RunResult:
     `holdfast.digest`. `certified` says that every step that is left in the weights was checked, or escaped the draw of the spot
     checks fairly; `claims_checked` counts what those computed again. `checkpoint_step` are the steps after
     which the newest checkpoint on the disk was taken (None: there is none); it is less than `steps` where a later one failed.
+    `step_seconds` is what the middle one of the last clean steps took on the engine's clock, `predicted_step_seconds` what was
+    predicted for the placement that they ran on.
     """
 
     run_id: str
@@ -79,6 +81,8 @@ class RunResult:
     interrupted: bool
     out: str | None
     checkpoint_step: int | None = None
+    predicted_step_seconds: float = math.nan
+    step_seconds: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite (a poisoned run) becomes null, as JSON has no word for it."""

@@ -73,6 +73,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("engine", "pipeline.engine", str, "memory, or one process a worker: processes here, ray in a cluster", "Pipeline"),
     Setting("ray_address", "machines.ray_address", str, "a Ray cluster, or auto (default: a Ray of its own)", "Pipeline"),
     Setting("expose_wire", "machines.expose_wire", bool, "let workers be on several nodes of a Ray cluster", "Pipeline"),
+    Setting("placement", "cluster.placement", str, "listed: worker i has stage i; measured: where it is fast", "Pipeline"),
     Setting("wire_dtype", "pipeline.wire_dtype", str, "float32, bfloat16 or int8 between stages", "Pipeline"),
     Setting("wire_check", "cluster.wire_check", bool, "send every message through its wire encoding", "Pipeline"),
     Setting("steps", "training.steps", int, "optimizer steps", "Training"),

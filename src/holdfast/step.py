@@ -12,6 +12,7 @@ from holdfast.config import BanPolicy
 from holdfast.likeness import Likeness
 from holdfast.message import Finding, Lacking, Update
 from holdfast.optimizer import Clipping
+from holdfast.placement.room import Room
 from holdfast.recover.remedy import Dispute, Redo, Remedy
 from holdfast.route import Route
 from holdfast.verify.board import Board
@@ -56,6 +57,10 @@ class Policy:
     """Of gradients and their norms."""
     bypass: Mapping[int, Collection[int]] = field(default_factory=dict)
     """Stages that a step leaves out from its start, by step."""
+    room: Room | None = None
+    """What machines can hold (None: everything)."""
+    seated: bool = False
+    """Whether seats were chosen with care: then a spare relieves nobody as long as nobody is lost."""
 
 
 @dataclass(slots=True)

@@ -24,11 +24,11 @@ import torch
 from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.comeback import Return
-from holdfast.commits import Commits, too_many
+from holdfast.commits import Commits, cut_as, too_many
 from holdfast.config import RunConfig
 from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
-from holdfast.errors import FaultWindowExceeded
+from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
     Banned,
@@ -56,6 +56,8 @@ from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
+from holdfast.placement.recut import recut
+from holdfast.placement.steward import Steward
 from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
 
@@ -114,9 +116,11 @@ class Trainer:
         self._meter = Meter()
         self._lost: set[str] = set()
         self._stopping = False
+        self._steward: Steward | None = None
         self._fell: tuple[int, frozenset[str]] | None = None
         self._commits: Commits | None = None
         self._return: Return | None = None
+        self._set_aside: str | None = None
         self._before = Progress()
         self._began = time.perf_counter()
 
@@ -152,12 +156,18 @@ class Trainer:
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
         self._keeper = keeper = Keeper(self._config, job, self.run_id)
-        states, step, cluster = self._train(job, keeper, self._start(job, keeper))
+        states, step, cluster, job = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
         score = self._evaluate(job, states, step)
         weights = _united(states)
         keeper.write_model(weights)
-        here = replace(self._result(job, keeper, step, score, self._meter), weights_digest=weights_digest(_published(weights)))
+        pace = self._steward_of.pace(step, cluster)
+        here = replace(
+            self._result(job, keeper, step, score, self._meter),
+            weights_digest=weights_digest(_published(weights)),
+            predicted_step_seconds=pace.predicted_s,
+            step_seconds=pace.measured_s,
+        )
         result = self._before.plus(here)
         self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
         return result
@@ -178,30 +188,43 @@ class Trainer:
             states, self._before = found.states, Progress.from_json(found.commit.progress)
             keeper.certified = keeper.certified and found.commit.certified
             self._return = found
+        else:
+            self._set_aside = found
         self._lost |= set(self._before.lost) - set(self._return.workers if self._return else ())
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
         self._notary = open_notary(self.run_id, self._config, self._identity)
-        self._announce(job)
-        if isinstance(found, Return):
-            self._tell(Reunited(found.commit.version, found.workers), 0.0)
-        elif found is not None:
-            self._tell(JournalSetAside(_version(states), found), 0.0)
         return states
 
-    def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster]:
+    def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster, Job]:
         if self._commits is not None and self._return is None:
             self._commits.forget()
+        job, states = self._place(job, keeper, states)
+        self._announce(job)
+        if self._return is not None:
+            self._tell(Reunited(self._return.commit.version, self._return.workers), 0.0)
+        elif self._set_aside is not None:
+            self._tell(JournalSetAside(_version(states), self._set_aside), 0.0)
+        self._steward_of.announce(_version(states))
         cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
         sealed = self._return is not None  # and what is due after a seal may not have been done
         while sealed or (step < steps and not self._stopping) or len(states) < job.plan.stages:
-            broken = None if sealed else cluster.run_step(step)
+            try:
+                broken = None if sealed else cluster.run_step(step)
+            except NotEnoughMemory:
+                self._keep(job, keeper, cluster, cluster.collect())
+                self._hear_of_checkpoints(keeper, wait=True)
+                raise
             if broken is None:
                 step += not sealed
                 try:
                     states = self._look_after(job, keeper, cluster, step) or states
+                    if step < steps and not self._stopping:
+                        moved = self._move(job, keeper, cluster, step)
+                        if moved is not None:
+                            job, states, cluster = moved
                 except FaultWindowExceeded as error:
                     broken = str(error)
             self._hear_of_checkpoints(keeper)
@@ -209,10 +232,64 @@ class Trainer:
             if broken is not None:
                 states = self._fall_back(job, keeper, cluster, step, broken)
                 step = _version(states)
+                job, states = self._place(job, keeper, states)
+                self._steward_of.announce(step, "after the run went back")
                 cluster = self._deploy(job, keeper, states)
         self._keep(job, keeper, cluster, states)
         self._hear_of_checkpoints(keeper, wait=True)
-        return states, step, cluster
+        return states, step, cluster, job
+
+    def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
+        """Decide who carries what in the next deployment; the states are cut as it wants them."""
+        assert self._engine is not None
+        found = self._return if self._return is not None and states is self._return.states else None
+        if self._steward is None:
+            workers = None if found is None else found.workers
+            tell = partial(self._tell, seconds=0.0)
+            self._steward = Steward(job, self._engine, tell, cuts=self._likeness is None, workers=workers)
+        if found is not None:
+            job = cut_as(found.commit, job)
+            keeper.recut(job)
+            self._steward.find(_version(states), job.plan.layers, found.seats.primaries)
+            return job, states
+        out = self._lost | set(self._to_ban())
+        placement = self._steward.settle(_version(states), out, job.plan.layers)
+        fresh = recut(states, job.recut(placement.layers).plan)
+        if fresh is None:  # stages were skipped: their parameters stay together
+            placement = self._steward.settle(_version(states), out, job.plan.layers, fixed=True)
+            fresh = dict(states)
+        job = job.recut(placement.layers)
+        keeper.recut(job)
+        return job, fresh
+
+    @property
+    def _steward_of(self) -> Steward:
+        assert self._steward is not None, "stages are placed before anything is deployed"
+        return self._steward
+
+    def _move(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> tuple[Job, States, Cluster] | None:
+        """Where another placement is worth it: other seats from the next step on, or another cut from the newest sealed states.
+
+        The answer is what goes on from here, where the cluster was deployed anew.
+        """
+        move = self._steward_of.review(step, cluster)
+        if move is None:
+            return None
+        if move.placement.layers == job.plan.layers:
+            self._steward_of.adopt(step, move)
+            cluster.coordinator.assign(move.placement.primaries)
+            return None
+        broken = cluster.settle()
+        if broken is not None:
+            raise FaultWindowExceeded(broken)
+        states = recut(cluster.collect(), job.recut(move.placement.layers).plan)
+        if states is None:
+            return None
+        self._measure(cluster)
+        job = job.recut(move.placement.layers)
+        keeper.recut(job)
+        self._steward_of.adopt(step, move)
+        return job, states, self._deploy(job, keeper, states)
 
     def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> States:
         """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat.
@@ -242,14 +319,26 @@ class Trainer:
 
     def _deploy(self, job: Job, keeper: Keeper, states: States) -> Cluster:
         """A cluster without those who are lost or have lied too often, which remembers who has lied."""
-        lies, policy = Counter(self._before.lies) + self._counts.blamed_workers, self._config.defence
-        for worker in too_many(lies, policy):
-            if worker not in self._lost:
-                self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
+        lies, policy = self._lies, self._config.defence
+        for worker in self._to_ban():
+            self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
         name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
         draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
+        placement = self._steward_of.placement
+        assert placement is not None
         committed = None if self._commits is None else partial(self._write_down, job, keeper, self._commits)
-        deployment = Deployment(name, frozenset(self._lost), self._notary, draw, self._likeness, self._identity, committed)
+        deployment = Deployment(
+            name,
+            frozenset(self._lost),
+            self._notary,
+            draw,
+            self._likeness,
+            self._identity,
+            committed,
+            placement.primaries,
+            self._steward_of.spares(self._lost, placement),
+            self._steward_of.hops,
+        )
         cluster = Cluster(deployment, job, self._tell, self._engine)
         found = self._return if self._return is not None and states is self._return.states else None
         cluster.deploy(states, _version(states), None if found is None else found.seats)
@@ -259,6 +348,14 @@ class Trainer:
             record.quarantined |= lies.keys()
         self._deployed(cluster)
         return cluster
+
+    @property
+    def _lies(self) -> Counter[str]:
+        return Counter(self._before.lies) + self._counts.blamed_workers
+
+    def _to_ban(self) -> list[str]:
+        """Who has lied too often to come along."""
+        return [name for name in too_many(self._lies, self._config.defence) if name not in self._lost]
 
     def _fall_back(self, job: Job, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
         """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
@@ -292,7 +389,7 @@ class Trainer:
         meter.add(cluster.launcher.now, glance.bytes_sent, glance.seconds)
         here = self._result(job, keeper, cluster.coordinator.membership.version, NOT_SCORED, meter)
         progress = Progress.of(self._before.plus(here), frozenset(self._lost))
-        commits.write(cluster, self.run_id, self._notary.mark(), progress, certified=keeper.certified)
+        commits.write(job, cluster, self.run_id, self._notary.mark(), progress, certified=keeper.certified)
 
     def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
         """Begin a checkpoint; what it counts of the run so far is counted now."""

@@ -15,6 +15,7 @@ import pytest
 
 from holdfast.cast import Troupe
 from holdfast.config import RunConfig
+from holdfast.engine import described_memory
 from holdfast.errors import NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import derived
@@ -72,6 +73,9 @@ class End:
 
     def forget(self, process: str, *, current: bool = True) -> None:
         self.known.discard(process)
+
+    def links(self) -> dict[str, Any]:
+        return {}
 
     def notices(self) -> list[Notice]:
         told, self.told = self.told, []
@@ -201,7 +205,9 @@ class InThreads:
                 self.prepare(self.crew)
             return self.crew
 
-        self.machines = Machines(self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0))
+        self.machines = Machines(
+            self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0), partial(described_memory, self.config)
+        )
         return self.machines
 
 

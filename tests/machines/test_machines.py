@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.claim import ClaimKey, Direction
 from holdfast.config import RunConfig, assign, resolve
-from holdfast.event import Event, Joined, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
+from holdfast.event import Event, Joined, Paused, Placed, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
 from holdfast.message import Accepted, Envelope, Loss, Seal, SendState, Tally
+from holdfast.placement.load import Needs
 from holdfast.result import RunResult
 from holdfast.settings import merge, split_attack
 from holdfast.trainer import Trainer
@@ -210,3 +212,34 @@ def test_who_never_says_what_it_has_used_is_waited_for_once(in_threads: Any) -> 
     Run(config_of(), in_threads, at)
     assert waited[0] >= 2.0
     assert waited[1] < 50 * 2.0 / 4
+
+
+def test_where_nobody_can_hold_more_the_run_waits_until_the_lost_machine_is_back(in_threads: Any) -> None:
+    """Every worker has what its own stage and its shadow need: w2 goes, nobody can carry its stage beside his own."""
+    layers, needs = job_of(config_of()).plan.layers, Needs(job_of(config_of()))
+    own = [needs((layers[i], layers[i - 1]) if i > 1 else (layers[i],)) for i in range(1, 4)]
+    first = needs((layers[0], layers[4], layers[3]))
+    config = config_of(cluster={"memories": (first, *own, first)})
+
+    def at(run: Run, event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 1:
+            run.stage.crew.kill("w2")
+        if isinstance(event, Paused):
+            run.stage.crew.start("w2")
+
+    run = Run(config, in_threads, at)
+    (paused,) = run.of(Paused)
+    assert "or for w2 to come back" in paused.reason
+    assert [event.worker for event in run.of(Joined)] == ["w2"]
+    assert run.of(Reseated)[-1].primaries.count("w2") == 1
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_machines_are_placed_as_they_say_they_are_and_the_weights_are_the_same(in_threads: Any) -> None:
+    measured = {"placement": "measured", "move_every": 100, "memories": (10**9, 1000, 10**9, 10**9, 10**9)}
+    run = Run(config_of(cluster=measured), in_threads)
+    (placed,) = run.of(Placed)
+    assert "w1" not in placed.primaries, "it has no room"
+    assert run.result.weights_digest == in_memory(config_of()).weights_digest
+    assert run.result.predicted_step_seconds > 0
+    assert run.result.step_seconds > 0

@@ -122,7 +122,7 @@ def _cast(told: Told, say: Callable[[bytes], None]) -> tuple[Callable[[Actor], A
     from holdfast.cast import Troupe
 
     journal = Journal()
-    troupe = Troupe(told.cast, ledger=journal, struck_before=told.struck_before)
+    troupe = Troupe(told.cast, ledger=journal, struck_before=told.struck_before, pause=time.sleep)
 
     def report() -> None:
         for entry in journal.take():

@@ -2,7 +2,7 @@
 
 from holdfast.partition.lora import Lora, is_adapter, save_adapter
 from holdfast.partition.module import StageModule
-from holdfast.partition.plan import Plan, cut, make_plan, plan_from
+from holdfast.partition.plan import Plan, Range, costs_of, cut, make_plan, plan_from, planned
 from holdfast.partition.skeleton import prepare_config
 from holdfast.partition.source import ModelSource, describe
 from holdfast.partition.weights import initial_weights, model_writer, save_model, whole_model
@@ -11,7 +11,9 @@ __all__ = [
     "Lora",
     "ModelSource",
     "Plan",
+    "Range",
     "StageModule",
+    "costs_of",
     "cut",
     "describe",
     "initial_weights",
@@ -19,6 +21,7 @@ __all__ = [
     "make_plan",
     "model_writer",
     "plan_from",
+    "planned",
     "prepare_config",
     "save_adapter",
     "save_model",

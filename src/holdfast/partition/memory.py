@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from holdfast.errors import NotEnoughMemory
-from holdfast.partition.plan import Plan
+from holdfast.partition.plan import Plan, Range
 from holdfast.quantise import packed_shape
 
 BOUNDARY_TENSORS = 7
@@ -59,32 +59,75 @@ class WorkerMemory:
         return self.state_bytes + self.pending_bytes + self.boundary_bytes + self.window_bytes
 
 
+@dataclass(frozen=True)
+class LayerSizes:
+    """Parameters of each layer, and how many of them are trained; what stands before and behind counts with the outer layers.
+
+    `width` and `vocabulary` are the model's, `head` the parameters of a tied head (0: untied).
+    """
+
+    parameters: tuple[int, ...]
+    trained: tuple[int, ...]
+    width: int
+    vocabulary: int
+    head: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan) -> LayerSizes:
+        """From a plan with one layer a stage."""
+        trained = tuple(sum(math.prod(plan.shapes[name]) for name in plan.trainable_of(i)) for i in range(plan.stages))
+        head = math.prod(plan.shapes[plan.tied[1]]) if plan.tied is not None else 0
+        return cls(plan.parameter_counts, trained, plan.width, plan.vocabulary, head)
+
+    def worker_bytes(self, batch: Batch, held: Sequence[Range], window: int = 0) -> int:
+        """What a worker needs that holds these ranges of layers, each as primary or shadow."""
+        layers = [layer for lo, hi in held for layer in range(lo, hi)]
+        amounts = sum(self.parameters[i] for i in layers), sum(self.trained[i] for i in layers)
+        last = any(hi == len(self.parameters) for _, hi in held)
+        head = self.head if last and len(self.parameters) > 1 else 0
+        return _need(batch, self.width, _Held(*amounts, len(held), self.vocabulary if last else 0, head), window).total_bytes
+
+
 def memory_per_worker(plan: Plan, batch: Batch, *, shadows: bool = True, window: int = 0) -> tuple[WorkerMemory, ...]:
     """One entry a stage, each stage on its own worker; the worker of stage i shadows stage i-1 (never stage 0).
 
     `window` is how many sealed steps workers keep so that spot checks can go back to them.
     """
-    held = [[stage, stage - 1] if shadows and stage >= 2 else [stage] for stage in range(plan.stages)]
-    return tuple(_need(plan, batch, stage, held[stage], window) for stage in range(plan.stages))
+    needs = []
+    for stage in range(plan.stages):
+        shadow = stage - 1 if shadows and stage >= 2 else None
+        seats = [stage] if shadow is None else [stage, shadow]
+        parameters = sum(plan.parameter_counts[index] for index in seats)
+        trained = sum(math.prod(plan.shapes[name]) for index in seats for name in plan.trainable_of(index))
+        last = stage == plan.stages - 1
+        head = math.prod(plan.shapes[plan.tied[1]]) if last and plan.tied is not None and stage > 0 else 0
+        held = _Held(parameters, trained, len(seats), plan.vocabulary if last else 0, head)
+        needs.append(_need(batch, plan.width, held, window, stage, shadow))
+    return tuple(needs)
 
 
-def _need(plan: Plan, batch: Batch, stage: int, held: Sequence[int], window: int) -> WorkerMemory:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """All seats of one worker; `vocabulary` and `head` are 0 where it does not have the last stage, or no tied head."""
+
+    parameters: int
+    trained: int
+    seats: int
+    vocabulary: int
+    head: int
+
+
+def _need(batch: Batch, width: int, held: _Held, window: int, stage: int = 0, shadow: int | None = None) -> WorkerMemory:
     item = batch.dtype.itemsize
-    all_parameters = sum(plan.parameter_counts[index] for index in held)
-    trained = sum(math.prod(plan.shapes[name]) for index in held for name in plan.trainable_of(index))
     tokens = batch.micro_batch_size * batch.sequence_length
-    one = batch.boundary_bytes(plan.width)
+    one = batch.boundary_bytes(width)
     boundary = BOUNDARY_TENSORS * batch.micro_batches * one
     if batch.wire not in (None, batch.dtype):  # each seat's graph keeps its input unpacked
-        boundary += len(held) * batch.micro_batches * tokens * plan.width * item
-    state = item * (all_parameters + 3 * trained)
-    if stage == plan.stages - 1:
-        boundary += _LOGIT_TENSORS * tokens * plan.vocabulary * item
-        if plan.tied is not None and stage > 0:
-            state += 2 * item * math.prod(plan.shapes[plan.tied[1]])
-    kept = 3 * item * trained + 2 * len(held) * batch.micro_batches * one
-    shadow = held[1] if len(held) > 1 else None
-    return WorkerMemory(stage, shadow, state, 3 * item * trained, boundary, window * kept)
+        boundary += held.seats * batch.micro_batches * tokens * width * item
+    boundary += _LOGIT_TENSORS * tokens * held.vocabulary * item
+    state = item * (held.parameters + 3 * held.trained + 2 * held.head)
+    kept = 3 * item * held.trained + 2 * held.seats * batch.micro_batches * one
+    return WorkerMemory(stage, shadow, state, 3 * item * held.trained, boundary, window * kept)
 
 
 def check_memory(needs: Sequence[WorkerMemory], *, worker_bytes: int | None = None, machine_bytes: int | None = None) -> None:
@@ -93,14 +136,14 @@ def check_memory(needs: Sequence[WorkerMemory], *, worker_bytes: int | None = No
         worst = max(needs, key=lambda need: need.total_bytes)
         if worst.total_bytes > worker_bytes:
             raise NotEnoughMemory(
-                f"the worker of stage {worst.stage} needs {_readable(worst.total_bytes)}, but a worker has "
-                f"{_readable(worker_bytes)}; use more stages, smaller or fewer micro-batches, bfloat16, or a smaller model"
+                f"the worker of stage {worst.stage} needs {readable(worst.total_bytes)}, but a worker has "
+                f"{readable(worker_bytes)}; use more stages, smaller or fewer micro-batches, bfloat16, or a smaller model"
             )
     total = sum(need.total_bytes for need in needs)
     if machine_bytes is not None and total > machine_bytes:
         raise NotEnoughMemory(
-            f"the {len(needs)} workers of this plan need {_readable(total)} together, but this machine has "
-            f"{_readable(machine_bytes)} free; use a smaller model or batch, bfloat16, or more machines"
+            f"the {len(needs)} workers of this plan need {readable(total)} together, but this machine has "
+            f"{readable(machine_bytes)} free; use a smaller model or batch, bfloat16, or more machines"
         )
 
 
@@ -127,9 +170,9 @@ def _cgroup() -> int | None:
     return max(int(limit) - int(used), 0) if limit.isdigit() and used.isdigit() else None
 
 
-def _readable(amount: int) -> str:
+def readable(amount: int) -> str:
     """
-    >>> _readable(1536 * 1024)
+    >>> readable(1536 * 1024)
     '1.5 MiB'
     """
     size = float(amount)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from holdfast.errors import PartitionError
 from holdfast.partition.families import Family, family_of
 from holdfast.partition.lora import Lora
 from holdfast.partition.skeleton import causal_family, skeleton
+
+if TYPE_CHECKING:
+    from holdfast.partition.costs import Costs
 
 Range = tuple[int, int]
 
@@ -137,18 +140,28 @@ def make_plan(
 
     Costs are estimated in floating-point operations of one forward pass, or (`measure`) timed on this machine.
     """
+    costs = costs_of(config, sequence_length, measure=measure)
+    return planned(config, cut(costs.layers, costs.before, costs.after, stages, speeds), costs, lora)
+
+
+def costs_of(config: Any, sequence_length: int, *, measure: bool = False) -> Costs:
+    """What each layer costs: floating-point operations a token, or (`measure`) seconds for one sequence on this machine."""
     from holdfast.partition.costs import estimate_costs, measure_costs
 
     family_of(config)
+    if measure:
+        return measure_costs(config, sequence_length)
     model = skeleton(config)
-    family = causal_family(config, model)
-    costs = measure_costs(config, sequence_length) if measure else estimate_costs(config, model, family, sequence_length)
-    ranges = cut(costs.layers, costs.before, costs.after, stages, speeds)
+    return estimate_costs(config, model, causal_family(config, model), sequence_length)
+
+
+def planned(config: Any, ranges: Sequence[Range], costs: Costs, lora: Lora | None = None) -> Plan:
+    """The plan with the given cut. Raises PartitionError where it does not cover the model's layers in order."""
     spent = [sum(costs.layers[lo:hi]) for lo, hi in ranges]
     spent[0] += costs.before
     spent[-1] += costs.after
-    mean = sum(spent) / stages or 1.0
-    return _plan(config, model, family, ranges, tuple(cost / mean for cost in spent), lora)
+    mean = sum(spent) / len(spent) or 1.0
+    return plan_from(config, ranges, [cost / mean for cost in spent], lora)
 
 
 def plan_from(config: Any, layers: Sequence[Range], costs: Sequence[float], lora: Lora | None = None) -> Plan:

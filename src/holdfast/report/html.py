@@ -14,6 +14,7 @@ from typing import Any
 
 from holdfast.report.curves import loss_curves
 from holdfast.report.pipeline import pipeline_drawing
+from holdfast.report.placements import placement_table
 from holdfast.report.record import RunRecord
 from holdfast.report.tables import HEADINGS, Row, clean_run, figure, rows
 from holdfast.report.timeline import legend, timeline
@@ -36,6 +37,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
             "Faint: every step. Strong: running median. Rest the pointer on a curve.",
         ),
         *_pipeline_section(shown),
+        *_placement_section(shown),
         *_caught_sections(shown),
         _section("How to repeat it", _repeat(shown)),
     ]
@@ -84,6 +86,11 @@ def _header(runs: Sequence[RunRecord]) -> str:
     model = str(runs[-1].config.get("model", {}).get("name", "")) if runs else ""
     told = f"{parameters}{runs[-1].stages} stages, model {model}" if runs else ""
     return f'<header><p class="brand">Holdfast</p><h1>{escape(headline(runs))}</h1><p class="note">{escape(told)}</p></header>'
+
+
+def _placement_section(runs: Sequence[RunRecord]) -> list[str]:
+    table = placement_table(runs[0]) if len(runs) == 1 else ""
+    return [_section("Who carried what", table, "A step on the engine's clock: as predicted, and as it was.")] if table else []
 
 
 def _tiles(runs: Sequence[RunRecord]) -> str:

@@ -17,6 +17,9 @@ from holdfast.event import (
     Event,
     Joined,
     JournalSetAside,
+    Paced,
+    Paused,
+    Placed,
     Reseated,
     Reshadowed,
     Resumed,
@@ -146,12 +149,25 @@ def _told(event: Event) -> str | None:
         case SpotChecked():
             found = f"{event.lies} not as accepted" if event.lies else "all as accepted"
             return f"step {event.step}: stage {event.stage} checked again: {event.claims} claims, {found}"
+        case Placed():
+            return f"step {event.step}: {_seats(event)}; predicted {event.step_s:.3g} s a step; {event.cause}"
+        case Paced():
+            return f"step {event.step}: a step takes {event.measured_s:.3g} s; predicted were {event.predicted_s:.3g} s"
+        case Paused():
+            return f"step {event.step}: paused: {event.reason}"
         case Reseated():
             return f"step {event.step}: other seats: {', '.join(event.primaries)}"
         case Evaluated():
             return f"step {event.step}: validation perplexity {event.perplexity:,.1f}, {event.bits_per_byte:.3f} bits per byte"
         case _:
             return None
+
+
+def _seats(event: Placed) -> str:
+    carried: dict[str, list[str]] = {}
+    for (lo, hi), name in zip(event.layers, event.primaries, strict=True):
+        carried.setdefault(name, []).append(f"{lo}-{hi - 1}" if hi - lo > 1 else f"{lo}")
+    return "layers: " + ", ".join(f"{name} {' and '.join(ranges)}" for name, ranges in carried.items())
 
 
 def _numbers(stages: tuple[int, ...]) -> str:

@@ -16,6 +16,9 @@ from holdfast.event import (
     Event,
     Joined,
     JournalSetAside,
+    Paced,
+    Paused,
+    Placed,
     Reunited,
     RolledBack,
     RunFinished,
@@ -33,7 +36,19 @@ Observer = Callable[[Event, float], None]
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
 
-NEWS = (WorkerLost, Joined, TakenOver, Banned, RolledBack, CheckpointFailed, Reunited, JournalSetAside)
+NEWS = (
+    WorkerLost,
+    Joined,
+    TakenOver,
+    Banned,
+    RolledBack,
+    Placed,
+    Paced,
+    Paused,
+    CheckpointFailed,
+    Reunited,
+    JournalSetAside,
+)
 """What is told at once, also to who has not asked for everything (`verbose`)."""
 
 LINES = (*NEWS, RunStarted, Evaluated, CheckpointWritten)
@@ -107,6 +122,8 @@ class LiveProgress:
 
         def observe(event: Event, seconds: float) -> None:
             tally(event, seconds)
+            if isinstance(event, Placed) and not label:
+                self._live.console.print(placement_table(event))
             news = tell(event) if self._verbose or isinstance(event, NEWS) else None
             if news is not None:
                 self._live.console.print(f"{label}: {news}" if label else news, markup=False)
@@ -132,6 +149,25 @@ class LiveProgress:
             where = (f"{tally.step}/{tally.steps}", *numbers, f"{tally.virtual_seconds:.1f}", str(tally.alerts))
             table.add_row(tally.label, bar, *where, tally.names_of_caught)
         return table
+
+
+def placement_table(event: Placed) -> Any:
+    """Who carries what: one row a machine, with its share of the predicted step and the memory that it needs."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"predicted: {event.step_s:.3g} s a step", title_justify="left")
+    for heading in ("machine", "layers", "shadows"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("busy", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, memory in event.memory_bytes.items():
+        own, shadowed = (
+            ", ".join(f"{lo}-{hi - 1}" for (lo, hi), holder in zip(event.layers, holders, strict=True) if holder == name)
+            for holders in (event.primaries, event.shadows)
+        )
+        table.add_row(name, own, shadowed or "none", f"{event.busy.get(name, 0.0):.0%}", f"{memory / 2**20:,.1f} MiB")
+    return table
 
 
 class LogProgress:
