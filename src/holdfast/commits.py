@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.comeback import Comeback, Return, Reunion, check_fits, last_commit
-from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError
 from holdfast.evidence.log import FILE
 from holdfast.job import Job
@@ -51,15 +50,14 @@ class Commits:
     def write(self, cluster: Cluster, run: str, mark: tuple[int, bytes], progress: Progress, *, certified: bool) -> None:
         """A step is sealed, and nobody has been told: put on the disk what a host that is killed now must find again."""
         sealed, plan = cluster.coordinator.membership, self._job.plan
-        own, route = cluster.own_states(), cluster.coordinator.membership.route
-        digests = {**sealed.digests, **{stage: state_digest(state) for stage, state in own.items()}}
+        route = sealed.route
         members = [worker for worker in (*route.workers, *sealed.spares) if worker not in route.trusted]
         commit = Commit(
             run,
             sealed.version,
             sealed.version * self._job.batches.tokens_per_step,
             tuple(plan.layers),
-            tuple(digests[stage] for stage in route.stages),
+            tuple(sealed.digests[stage] for stage in route.stages),
             route.primaries,
             tuple(shadow or "" for shadow in route.shadows),
             tuple(members),
@@ -68,7 +66,7 @@ class Commits:
             mark,
             progress.to_json(),
         )
-        self._journal.write(commit, own)
+        self._journal.write(commit, cluster.own_states())
 
     def forget(self) -> None:
         """The run goes on from somewhere else."""
