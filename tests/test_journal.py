@@ -17,11 +17,14 @@ from safetensors.torch import save_file
 
 from holdfast.claim import StageState
 from holdfast.comeback import STRAGGLERS_S, Comeback, Keeping, Seats, last_commit, seat
+from holdfast.commits import cut_as
+from holdfast.config import resolve
 from holdfast.digest import same_bytes, state_digest
 from holdfast.errors import CheckpointError, JournalRefused
 from holdfast.evidence.identity import derived
 from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.record import Rollback, Sealed
+from holdfast.job import Job, prepare
 from holdfast.journal import Commit, Journal
 from holdfast.kept import Kept
 from holdfast.route import plain_route
@@ -375,3 +378,34 @@ def test_what_is_kept_is_dropped_in_time() -> None:
     assert timer is not None
     timer.join(10)
     assert kept.holdings == ()
+
+
+# -- the cut of a run that chooses it --------------------------------------------------------------------------------------
+
+
+def _chooses(placement: str) -> Job:
+    return prepare(
+        resolve(
+            {
+                "model": {"name": "gpt2:layers=6,width=16,heads=2"},
+                "data": {"name": "synthetic", "sequence_length": 16, "vocabulary": 300, "validation_tokens": 128},
+                "pipeline": {"stages": 3, "micro_batches": 2, "micro_batch_size": 2},
+                "training": {"steps": 4},
+                "cluster": {"placement": placement},
+            }
+        )
+    )
+
+
+def test_a_run_that_chooses_its_cut_goes_on_with_that_of_the_commit_and_any_other_with_its_own() -> None:
+    uneven = replace(commit_of(1), cut=((0, 1), (1, 5), (5, 6)))
+    job = _chooses("measured")
+    assert cut_as(uneven, job).plan.layers == uneven.cut != job.plan.layers
+    listed = _chooses("listed")
+    assert cut_as(uneven, listed) is listed
+
+
+@pytest.mark.parametrize("cut", [((0, 1), (1, 5), (5, 7)), ((0, 2), (3, 5), (5, 6)), ((0, 6),), ((0, 3), (3, 3), (3, 6)), ()])
+def test_a_cut_that_the_model_cannot_have_is_refused(cut: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(JournalRefused, match="cut as no 3 stages of this model can be"):
+        cut_as(replace(commit_of(1), cut=cut), _chooses("measured"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.comeback import Comeback, Return, Reunion, check_fits, last_commit
-from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, JournalRefused
 from holdfast.evidence.log import FILE
 from holdfast.job import Job
@@ -56,15 +55,14 @@ class Commits:
         now must find again.
         """
         sealed, plan = cluster.coordinator.membership, job.plan
-        own, route = cluster.own_states(), cluster.coordinator.membership.route
-        digests = {**sealed.digests, **{stage: state_digest(state) for stage, state in own.items()}}
+        route = sealed.route
         members = [worker for worker in (*route.workers, *sealed.spares) if worker not in route.trusted]
         commit = Commit(
             run,
             sealed.version,
             sealed.version * job.batches.tokens_per_step,
             tuple(plan.layers),
-            tuple(digests[stage] for stage in route.stages),
+            tuple(sealed.digests[stage] for stage in route.stages),
             route.primaries,
             tuple(shadow or "" for shadow in route.shadows),
             tuple(members),
@@ -73,7 +71,7 @@ class Commits:
             mark,
             progress.to_json(),
         )
-        self._journal.write(commit, own)
+        self._journal.write(commit, cluster.own_states())
 
     def forget(self) -> None:
         """The run goes on from somewhere else."""
@@ -88,7 +86,8 @@ def cut_as(commit: Commit, job: Job) -> Job:
     if job.config.cluster.placement != "measured":
         return job
     ends = [0, *(hi for _, hi in commit.cut)]
-    if len(commit.cut) != job.plan.stages or list(commit.cut) != list(pairwise(ends)) or ends[-1] != job.plan.layers[-1][1]:
+    whole = ends[-1] == job.plan.layers[-1][1] and all(lo < hi for lo, hi in commit.cut)
+    if len(commit.cut) != job.plan.stages or list(commit.cut) != list(pairwise(ends)) or not whole:
         raise JournalRefused(f"its stages are cut as no {job.plan.stages} stages of this model can be")
     return job.recut(commit.cut)
 

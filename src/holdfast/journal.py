@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ class Journal:
         self._next: int | None = None
 
     def write(self, commit: Commit, states: Mapping[int, StageState]) -> None:
-        """Put `commit` on the disk, with the `states` of the stages that nobody else holds; sets its `number` and `updates`.
+        """Put `commit` on the disk, with the `states` of the stages that nobody else holds: their digests, the `number` and
+        `updates` are set here.
 
         Returns when it would survive a loss of power. Raises CheckpointError where it cannot be written; then the one before is
         still whole.
@@ -96,7 +97,11 @@ class Journal:
             beside = self.directory / f"states-{number:06d}.safetensors"
             save_file(_named(states), str(beside))
             _sync(beside)
-            content = self._signed(commit, number, {stage: state.updates for stage, state in states.items()})
+            fresh = {stage: state_digest(state) for stage, state in states.items()}
+            digests = tuple(fresh.get(stage, digest) for stage, digest in enumerate(commit.digests))
+            content = self._signed(
+                replace(commit, digests=digests), number, {stage: state.updates for stage, state in states.items()}
+            )
             atomic.write_file(self.directory / f"commit-{number:06d}.json", content)
             self._prune(number)
         except (OSError, SafetensorError) as error:
