@@ -215,14 +215,14 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "fault at the last stage": (("--fault", "crash stage=3 step=1"), r"names stage 3; with 4 stages"),
     "fault at no moment": (("--fault", "crash stage=1 step=1 at=noon"), r"at must be one of begin, forward.*got 'noon'"),
-    "fault of no kind": (("--fault", "melt stage=1 step=1"), r"expected crash or stall first"),
+    "fault of no kind": (("--fault", "melt stage=1 step=1"), r"expected crash, stall or slow first"),
     "fault at no step": (("--fault", "crash stage=1"), r"needs step=N"),
     "fault of nobody": (("--fault", "crash step=1"), r"needs either stage=N or worker=NAME"),
     "fault of a stranger": (("--fault", "crash worker=w9 step=1"), r"names an unknown worker; there are w1, w2"),
     "fault of the initiator": (("--fault", "crash worker=initiator step=1"), r"initiator's own worker; the run ends with it"),
     "stall without time": (("--fault", "stall stage=1 step=1"), r"needs seconds=X"),
     "fault with a typing error": (("--fault", "crash stag=1 step=1"), r"got 'stag=1', expected one of step="),
-    "empty fault": (("--fault", ""), r"expected crash or stall first"),
+    "empty fault": (("--fault", ""), r"expected crash, stall or slow first"),
 }
 
 

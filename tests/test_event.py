@@ -15,6 +15,8 @@ def sample(kind):
     """An event of `kind` with a plausible value in each field, by the field's written type."""
     values = {"str": "w", "int": 3, "float": 0.5, "ClaimKey": KEY, "dict[str, str]": {"torch": "2"}, "dict[str, Any]": {"a": 1}}
     values |= {"tuple[str, ...]": ("w1", "w2"), "tuple[int, ...]": (1, 2)}
+    values |= {"tuple[str | None, ...]": (None, "w1"), "tuple[tuple[int, int], ...]": ((0, 1), (1, 3))}
+    values |= {"dict[str, float]": {"w1": 0.5}, "dict[str, int]": {"w1": 1 << 30}}
     return kind(**{name: values[field.type] for name, field in kind.__dataclass_fields__.items()})
 
 

@@ -13,13 +13,13 @@ TINY = ["model.name=gpt2:layers=4,width=16,heads=2", "data.name=synthetic", "dat
 @pytest.mark.parametrize(("costs", "measured"), [("estimated", False), ("measured", True)])
 def test_stages_are_cut_by_estimated_or_measured_costs(monkeypatch, costs, measured):
     asked = []
-    make_plan = job.make_plan
+    costs_of = job.costs_of
 
-    def remember(*arguments, measure, **more):
+    def remember(*arguments, measure):
         asked.append(measure)
-        return make_plan(*arguments, measure=measure, **more)
+        return costs_of(*arguments, measure=measure)
 
-    monkeypatch.setattr(job, "make_plan", remember)
+    monkeypatch.setattr(job, "costs_of", remember)
     plan = job.prepare(resolve(assign({}, [*TINY, f"pipeline.costs={costs}"]))).plan
     assert asked == [measured]
     assert plan.layers[0][0] == 0
