@@ -269,6 +269,8 @@ class Infiltrated:
         self._config, self._liar, self._mischief = config, liar, mischief
         self._run, self._host, self._authority, self._options = run, host, authority, options
         self._known: dict[str, Endpoint] = {}
+        self._told: set[str] = set()
+        self._started: set[str] = set()
         self._stations: dict[str, Station] = {}
         self._threads: list[threading.Thread] = []
 
@@ -276,7 +278,6 @@ class Infiltrated:
         for name in names:
             if name not in self._known:
                 self._known[name] = Endpoint(name, (name,), None)
-                self._start(name)
 
     def _start(self, name: str) -> None:
         identity = derived(self._config.training.seed, name)
@@ -312,7 +313,13 @@ class Infiltrated:
         return True
 
     def expect(self) -> list[Endpoint]:
-        return [end for name, end in self._known.items() if name not in self.banned]
+        """Who was told at the last call is known to the host's wire by now, and not refused: it may start."""
+        for name in self._told - self._started:
+            self._started.add(name)
+            self._start(name)
+        expected = [end for name, end in self._known.items() if name not in self.banned]
+        self._told = {end.process for end in expected}
+        return expected
 
     def left(self, name: str, *, banned: bool) -> None:
         self.fenced.append(name)

@@ -58,7 +58,7 @@ class Siege:
         assert self.result.weights_digest == clean()
         blamed = {worker for ruling in self.of(Ruling) for worker in ruling.culprits}
         lost = {lost.worker for lost in self.of(WorkerLost)} | {banned.worker for banned in self.of(Banned)}
-        assert blamed | lost <= {LIAR}, "somebody honest was blamed or lost"
+        assert blamed | lost <= {LIAR}, f"somebody honest was blamed or lost: {self.of(Ruling)}, {self.of(WorkerLost)}"
         assert self.of(RolledBack) == []
 
     def of(self, kind: type) -> list[Any]:
