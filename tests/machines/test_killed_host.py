@@ -81,9 +81,12 @@ def wait_for(found: Callable[[], Any], patience_s: float = 90.0) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_host_killed_twice_computes_nothing_before_its_last_commit_again(tmp_path: Path, processes: Processes) -> None:
+@pytest.mark.parametrize("placement", ["listed", "measured"])
+def test_a_host_killed_twice_computes_nothing_before_its_last_commit_again(
+    tmp_path: Path, processes: Processes, placement: str
+) -> None:
     config, out = tmp_path / "run.toml", tmp_path / "run"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG + f'[cluster]\nplacement = "{placement}"\n')
     listen = ["--door", f"127.0.0.1:{free_port()}", "--wire", f"127.0.0.1:{free_port()}"]
     command = ["host", str(config), "--out", str(out), *listen, "--json", "-q"]
     host, told = processes.start("host1", *command)
