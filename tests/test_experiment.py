@@ -14,6 +14,8 @@ from holdfast.attacks import Scene
 from holdfast.config import AttackConfig
 from holdfast.errors import ConfigError
 from holdfast.event import Event, StepSealed
+from holdfast.keeper import Keeper
+from holdfast.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",
@@ -97,6 +99,27 @@ def test_a_stopped_run_goes_on_from_its_directory(tmp_path: Path, clean: str) ->
     assert first.run().steps == 1
     resumed = Experiment(resume=out).run()
     assert (resumed.steps, resumed.weights_digest) == (2, clean)
+
+
+def test_a_stop_that_comes_when_a_step_is_over_leaves_that_step_s_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look at a step and the next one: what is written is what the result says."""
+    run = Experiment(**{**TINY, "steps": 4}, out=str(tmp_path / "run"))
+    hear, calls = Trainer._hear_of_checkpoints, []
+
+    def stop_then_hear(trainer: Trainer, keeper: Keeper, *, wait: bool = False) -> None:
+        calls.append(wait)
+        if len(calls) == 2:
+            run.stop()
+        hear(trainer, keeper, wait=wait)
+
+    monkeypatch.setattr(Trainer, "_hear_of_checkpoints", stop_then_hear)
+    result = run.run()
+    assert (result.steps, result.checkpoint_step, result.interrupted) == (2, 2, True)
+    monkeypatch.undo()
+    ends = Experiment(**{**TINY, "steps": 4}).run().weights_digest
+    assert Experiment(resume=tmp_path / "run").run().weights_digest == ends
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ class Trainer:
         cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
         sealed = self._return is not None  # and what is due after a seal may not have been done
-        while sealed or (step < steps and not self._stopping) or len(states) < job.plan.stages:
+        while sealed or (step < steps and not self._stopping) or self._owes(states, step, job):
+            sealed = sealed or self._owes(states, step, job)
             try:
                 broken = None if sealed else cluster.run_step(step)
             except NotEnoughMemory:
@@ -238,6 +239,10 @@ class Trainer:
         self._keep(job, keeper, cluster, states)
         self._hear_of_checkpoints(keeper, wait=True)
         return states, step, cluster, job
+
+    def _owes(self, states: States, step: int, job: Job) -> bool:
+        """Whether the run was stopped after it had been looked after: the states of its last step are still to be collected."""
+        return self._stopping and (_version(states) != step or len(states) < job.plan.stages)
 
     def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
         """Decide who carries what in the next deployment; the states are cut as it wants them."""
