@@ -64,3 +64,15 @@ def test_a_step_in_which_somebody_was_lost_says_nothing():
     watch.began(route, again=True)
     watch.sealed()
     assert watch.step_s is None
+
+
+def test_a_long_run_keeps_the_last_steps_only():
+    now = 0.0
+    watch = Stopwatch(lambda: now)
+    route = plain_route(["i", "w1", "w2", "i"], ["i"], shadowed=True)
+    for step in range(100):
+        watch.began(route, again=False)
+        now += step
+        watch.sealed()
+    assert [found.step_s for found in watch.measured] == [97.0, 98.0, 99.0]
+    assert watch.step_s == 98.0

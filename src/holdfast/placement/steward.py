@@ -128,7 +128,7 @@ class Steward:
     def review(self, step: int, cluster: Cluster) -> Move | None:
         """After a sealed step: tell once what steps really take, and ask for a move that is worth it."""
         stopwatch, membership = cluster.coordinator.stopwatch, cluster.coordinator.membership
-        measured, route = stopwatch.measured[-STEPS:], membership.route
+        measured, route = stopwatch.measured, membership.route
         if self.placement is None or len(measured) < STEPS or not membership.is_settled:
             return None
         if any((found.route.primaries, found.route.shadows) != (route.primaries, route.shadows) for found in measured):

@@ -65,7 +65,9 @@ class Measured:
 
 
 class Stopwatch:
-    """`clock` gives seconds. Told of each step by the coordinator; `measured` are the clean steps on the seats of today."""
+    """`clock` gives seconds. Told of each step by the coordinator; `measured` are the last clean steps on the seats of today,
+    `STEPS` at most: a long run keeps no more.
+    """
 
     def __init__(self, clock: Callable[[], float], hops: Hops = Hops()) -> None:  # frozen
         self.measured: list[Measured] = []
@@ -102,12 +104,13 @@ class Stopwatch:
     def sealed(self) -> None:
         now, self._now = self._now, None
         if now is not None and not now.disturbed and not now.route.bypassed:
-            self.measured.append(Measured(now.route, self._clock() - now.began_s, now.samples, now.gradients_s))
+            fresh = Measured(now.route, self._clock() - now.began_s, now.samples, now.gradients_s)
+            self.measured = [*self.measured, fresh][-STEPS:]
 
     @property
     def step_s(self) -> float | None:
         """Of the middle one of the last steps; None before there is any."""
-        return statistics.median(found.step_s for found in self.measured[-STEPS:]) if self.measured else None
+        return statistics.median(found.step_s for found in self.measured) if self.measured else None
 
     def _usable(self, now: _Step, worker: str, key: ClaimKey) -> float:
         """When `worker` could use the input of `key`, as seen from here: since its own account of it, or since the last
