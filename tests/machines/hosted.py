@@ -18,13 +18,9 @@ from holdfast.host import Host, Premises
 from holdfast.join import Guest, Machine
 from holdfast.result import RunResult
 
-SMALL: dict[str, Any] = {
-    "model": {"name": "gpt2:layers=4,width=32,heads=2"},
-    "data": {"name": "synthetic:order=1,symbols=32,tokens=40000", "sequence_length": 16, "validation_tokens": 512},
-    "pipeline": {"stages": 4, "micro_batches": 2, "micro_batch_size": 2},
-    "training": {"steps": 12},
-    "output": {"checkpoint_every": 4},
-}
+from . import alike
+
+SMALL: dict[str, Any] = {**alike.SMALL, "training": {"steps": 12}, "output": {"checkpoint_every": 4}}
 
 
 def free_port() -> int:
