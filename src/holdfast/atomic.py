@@ -43,7 +43,7 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         if replace and target.exists():
             os.replace(target, _aside(target))
         os.replace(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _settle(_aside(target), target)
@@ -59,7 +59,7 @@ def write_file(target: Path, content: bytes, *, mode: int = 0o600) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -149,11 +149,12 @@ def _files(directory: Path) -> dict[str, Path]:
 
 def _sync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
+        sync(path)
+    sync(directory)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the entries of a directory, survive a loss of power. Raises OSError."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return  # Windows opens no directories
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -113,3 +113,8 @@ class StageState:
     updates: int
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensors in (self.weights, self.moments) for tensor in tensors.values())

@@ -60,6 +60,13 @@ class Job:
         return packing_of(self.dtype, self.config.pipeline.wire_dtype)
 
     @property
+    def batch(self) -> Batch:
+        """The sizes of one step, for what it takes of memory and of links."""
+        pipeline = self.config.pipeline
+        sizes = pipeline.micro_batches, pipeline.micro_batch_size, self.config.data.sequence_length
+        return Batch(*sizes, self.dtype, self.packing.wire)
+
+    @property
     def lora(self) -> Lora | None:
         return self.plan.lora
 
@@ -120,9 +127,7 @@ def check_fits(job: Job) -> None:
 
 def memory_needs(job: Job) -> tuple[WorkerMemory, ...]:
     """What each worker must hold under the job's defence, one entry a stage."""
-    config, pipeline = job.config, job.config.pipeline
-    batch = Batch(pipeline.micro_batches, pipeline.micro_batch_size, config.data.sequence_length, job.dtype, job.packing.wire)
-    return memory_per_worker(job.plan, batch, shadows=config.shadowed, window=config.window)
+    return memory_per_worker(job.plan, job.batch, shadows=job.config.shadowed, window=job.config.window)
 
 
 def environment(job: Job) -> dict[str, str]:

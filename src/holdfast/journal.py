@@ -11,7 +11,6 @@ the run has left behind, is known. What other machines hold is not in it: only t
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -96,7 +95,7 @@ class Journal:
             number = self._number()
             beside = self.directory / f"states-{number:06d}.safetensors"
             save_file(_named(states), str(beside))
-            _sync(beside)
+            atomic.sync(beside)
             fresh = {stage: state_digest(state) for stage, state in states.items()}
             digests = tuple(fresh.get(stage, digest) for stage, digest in enumerate(commit.digests))
             content = self._signed(
@@ -284,11 +283,3 @@ def _commit(body: Mapping[str, Any], path: Path) -> Commit:
         {int(stage): count for stage, count in body["updates"].items()},
         body["number"],
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -35,7 +35,7 @@ class Kept:
         """Keep these from now on, in the place of what was kept; without any, that stays, and its time runs on."""
         room, chosen = self._limit_bytes, []
         for digest, state in holdings:
-            size = size_of(state)
+            size = state.nbytes
             if room is not None and size > room:
                 continue
             room = None if room is None else room - size
@@ -65,8 +65,3 @@ class Kept:
     def announced(self) -> tuple[tuple[int, bytes], ...]:
         """What a host is told: stage and digest of each state."""
         return tuple((state.stage, digest) for digest, state in self._holdings)
-
-
-def size_of(state: StageState) -> int:
-    """Bytes of all tensors of a state."""
-    return sum(tensor.nbytes for tensors in (state.weights, state.moments) for tensor in tensors.values())

@@ -15,6 +15,7 @@ from holdfast.errors import CheckpointError, DataError, ProtocolError
 from holdfast.evidence.log import FILE, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
+from holdfast.placement.recut import KINDS, UnlikeAge, staged
 
 
 def read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
@@ -62,22 +63,14 @@ def states_of(snapshot: Snapshot, job: Job, path: Path) -> dict[int, StageState]
     Raises CheckpointError where it holds another model than the job's, or parameters of unlike age in one stage.
     """
     plan = job.plan
-    moments = [f"{name}.{kind}" for name in plan.trainable for kind in ("exp_avg", "exp_avg_sq")]
+    moments = [f"{name}.{kind}" for name in plan.trainable for kind in KINDS]
     _check_same_model(path, plan.shapes, snapshot.weights, job)
     _check_same_model(path, {name: plan.shapes[name.rpartition(".")[0]] for name in moments}, snapshot.moments, job)
-    states = {}
-    for stage in range(plan.stages):
-        trainable = plan.trainable_of(stage)
-        counts = {snapshot.updates.get(name, snapshot.version) for name in trainable}
-        if len(counts) > 1:
-            raise CheckpointError(
-                f"{path}: stage {stage} would unite parameters with {sorted(counts)} updates (stages were skipped); "
-                "resume with the number of stages that the run had"
-            )
-        weights = {name: snapshot.weights[name] for name in plan.stage_parameters[stage]}
-        own = {f"{n}.{k}": snapshot.moments[f"{n}.{k}"] for n in trainable for k in ("exp_avg", "exp_avg_sq")}
-        states[stage] = StageState(stage, snapshot.version, counts.pop() if counts else 0, weights, own)
-    return states
+    updates = {name: snapshot.updates.get(name, snapshot.version) for name in plan.trainable}
+    try:
+        return staged(plan, snapshot.version, snapshot.weights, snapshot.moments, updates)
+    except UnlikeAge as error:
+        raise CheckpointError(f"{path}: {error}; resume with the number of stages that the run had") from None
 
 
 _OTHER = "it is of another model; give the settings of the run that wrote it"

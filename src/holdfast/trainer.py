@@ -62,6 +62,8 @@ from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
 
 Observer = Callable[[Event, float], None]
+Usage = tuple[float, int, Mapping[str, float]]
+"""The time of an engine's clock, bytes sent, seconds by kind of work."""
 
 MAX_ROLLBACKS = 64
 """A run that falls back this often makes no headway."""
@@ -209,9 +211,9 @@ class Trainer:
         self._steward_of.announce(_version(states))
         cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
-        sealed = self._return is not None  # and what is due after a seal may not have been done
-        while sealed or (step < steps and not self._stopping) or self._owes(states, step, job):
-            sealed = sealed or self._owes(states, step, job)
+        returned = self._return is not None  # and what is due after a seal may not have been done
+        while (sealed := returned or self._owes(states, step, job)) or (step < steps and not self._stopping):
+            returned = False
             try:
                 broken = None if sealed else cluster.run_step(step)
             except NotEnoughMemory:
@@ -229,7 +231,6 @@ class Trainer:
                 except FaultWindowExceeded as error:
                     broken = str(error)
             self._hear_of_checkpoints(keeper)
-            sealed = False
             if broken is not None:
                 states = self._fall_back(job, keeper, cluster, step, broken)
                 step = _version(states)
@@ -247,7 +248,7 @@ class Trainer:
     def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
         """Decide who carries what in the next deployment; the states are cut as it wants them."""
         assert self._engine is not None
-        found = self._return if self._return is not None and states is self._return.states else None
+        found = self._found(states)
         if self._steward is None:
             workers = None if found is None else found.workers
             tell = partial(self._tell, seconds=0.0)
@@ -266,6 +267,10 @@ class Trainer:
         job = job.recut(placement.layers)
         keeper.recut(job)
         return job, fresh
+
+    def _found(self, states: States) -> Return | None:
+        """The commit that these states are of, if that is what the run goes on from: machines hold the others."""
+        return self._return if self._return is not None and states is self._return.states else None
 
     @property
     def _steward_of(self) -> Steward:
@@ -345,7 +350,7 @@ class Trainer:
             self._steward_of.hops,
         )
         cluster = Cluster(deployment, job, self._tell, self._engine)
-        found = self._return if self._return is not None and states is self._return.states else None
+        found = self._found(states)
         cluster.deploy(states, _version(states), None if found is None else found.seats)
         record = cluster.coordinator.membership
         record.lies.update(lies)
@@ -390,10 +395,8 @@ class Trainer:
     def _write_down(self, job: Job, keeper: Keeper, commits: Commits, cluster: Cluster) -> None:
         """A step is sealed: what has come to pass up to here, for a host that is killed before the next one."""
         glance = cluster.launcher.glance()
-        meter = replace(self._meter, seconds=Counter(self._meter.seconds))
-        meter.add(cluster.launcher.now, glance.bytes_sent, glance.seconds)
-        here = self._result(job, keeper, cluster.coordinator.membership.version, NOT_SCORED, meter)
-        progress = Progress.of(self._before.plus(here), frozenset(self._lost))
+        usage = cluster.launcher.now, glance.bytes_sent, glance.seconds
+        progress = self._so_far(job, keeper, cluster.coordinator.membership.version, usage)
         commits.write(job, cluster, self.run_id, self._notary.mark(), progress, certified=keeper.certified)
 
     def _keep(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> None:
@@ -404,11 +407,15 @@ class Trainer:
             self._tell(CheckpointTaken(version, str(path)), 0.0)
         elif self._config.output.dir is not None:
             return
-        meter = replace(self._meter, seconds=Counter(self._meter.seconds))
-        meter.add(*_usage(cluster))
-        here = self._result(job, keeper, version, NOT_SCORED, meter)
         sealed = cluster.archive.digests if cluster.archive.version == version and cluster.archive.checked else {}
-        keeper.keep(states, Progress.of(self._before.plus(here), frozenset(self._lost)), dict(sealed))
+        keeper.keep(states, self._so_far(job, keeper, version, _usage(cluster)), dict(sealed))
+
+    def _so_far(self, job: Job, keeper: Keeper, version: int, usage: Usage) -> Progress:
+        """What the run has counted up to `version`, with what this deployment has used until now."""
+        meter = replace(self._meter, seconds=Counter(self._meter.seconds))
+        meter.add(*usage)
+        here = self._result(job, keeper, version, NOT_SCORED, meter)
+        return Progress.of(self._before.plus(here), frozenset(self._lost))
 
     def _hear_of_checkpoints(self, keeper: Keeper, *, wait: bool = False) -> None:
         """Tell of those that are written now; of those that could not be, only the first in a row."""
@@ -491,7 +498,7 @@ def _united(states: States) -> dict[str, torch.Tensor]:
     return {name: tensor for state in states.values() for name, tensor in state.weights.items()}
 
 
-def _usage(cluster: Cluster) -> tuple[float, int, Mapping[str, float]]:
+def _usage(cluster: Cluster) -> Usage:
     launcher = cluster.launcher
     return launcher.now, launcher.bytes_sent, launcher.seconds_by_kind
 

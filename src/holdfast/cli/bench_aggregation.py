@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.aggregation import Question
@@ -48,11 +48,9 @@ def aggregation(
     """Measure whether the defences of federated learning carry over to a pipeline, and what the jumping connection is worth."""
     from holdfast.bench.aggregation import ATTACKS, PARTS, SCALES, Question
     from holdfast.bench.aggregation_cells import study_of
-    from holdfast.errors import ConfigError
     from holdfast.sweep import Store
 
-    if scale not in SCALES:
-        raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
+    require_known("--scale", scale, SCALES)
     question = Question(
         SCALES[scale],
         range(first_seed, first_seed + seeds),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.cells import empty_directory
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.backdoor import Question
@@ -40,10 +40,8 @@ def backdoor(
 ) -> None:
     """Measure backdoors: how often the trigger works, what it costs, who is named, whether the weights are the clean ones."""
     from holdfast.bench.backdoor import SCALES, Question
-    from holdfast.errors import ConfigError
 
-    if scale not in SCALES:
-        raise ConfigError(f"--scale {scale!r}: known are {', '.join(SCALES)}")
+    require_known("--scale", scale, SCALES)
     count = SCALES[scale].stages if stages is None else stages
     question = Question(SCALES[scale], count, count - 2 if stage is None else stage, model, data, phrase, target)
     where = empty_directory(out)

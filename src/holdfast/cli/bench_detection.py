@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.cells import DRY_RUN, OUT, directory, list_cells, measure, numbers, require_libraries
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.cell import Setup
@@ -86,10 +86,9 @@ def detection(
 
 def _suite(name: str | None) -> Suite:
     from holdfast.bench.suites import SUITES
-    from holdfast.errors import ConfigError
 
-    if name is not None and name not in SUITES:
-        raise ConfigError(f"--suite {name!r}: known are {', '.join(SUITES)}")
+    if name is not None:
+        require_known("--suite", name, SUITES)
     return SUITES[name or DEFAULT_SUITE]
 
 

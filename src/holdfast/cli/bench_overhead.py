@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.overhead import Plan
@@ -74,12 +74,10 @@ def _plan(
 ) -> Plan:
     from holdfast.bench import overhead as experiment
     from holdfast.bench.described import NETWORKS
-    from holdfast.errors import ConfigError
 
     for option, given, known in (("--part", parts, experiment.PARTS), ("--network", networks, NETWORKS)):
         for name in given or ():
-            if name not in known:
-                raise ConfigError(f"{option} {name!r}: known are {', '.join(known)}")
+            require_known(option, name, known)
     make = experiment.quick if quick else experiment.full
     plan = make(tuple(dict.fromkeys(networks))) if networks else make()
     if parts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, numbers, require_all, require_libraries
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.recovery import Plan
@@ -50,10 +50,8 @@ def recovery(
     from holdfast.sweep import Store
 
     for name in part or ():
-        if name not in experiment.PARTS:
-            raise ConfigError(f"--part {name!r}: known are {', '.join(experiment.PARTS)}")
-    if network not in NETWORKS:
-        raise ConfigError(f"--network {network!r}: known are {', '.join(NETWORKS)}")
+        require_known("--part", name, experiment.PARTS)
+    require_known("--network", network, NETWORKS)
     for option, values in (("--life-hours", life), ("--gone-minutes", [gone]), ("--hours", [hours])):
         for value in values or ():
             if value is not None and not 0 < value < float("inf"):

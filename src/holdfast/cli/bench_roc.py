@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.cells import empty_directory
-from holdfast.cli.options import JSON, QUIET
+from holdfast.cli.options import JSON, QUIET, require_known
 
 
 def register(app: typer.Typer) -> None:
@@ -37,14 +37,12 @@ def roc(
     """Measure tolerance across unlike hardware: false alarms, and the detection rate against the size of a forgery."""
     from holdfast.bench.roc import ARITHMETICS, Plan, run_roc
     from holdfast.bench.roc_report import summary, write_roc
-    from holdfast.errors import ConfigError
     from holdfast.sweep.environment import environment
     from holdfast.sweep.style import require_matplotlib
 
     dtypes = tuple(dict.fromkeys(dtype or ARITHMETICS))
     for name in dtypes:
-        if name not in ARITHMETICS:
-            raise ConfigError(f"--dtype {name!r}: known are {', '.join(ARITHMETICS)}")
+        require_known("--dtype", name, ARITHMETICS)
     where = empty_directory(out)
     require_matplotlib()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.options import JSON
+from holdfast.cli.options import JSON, require_known
 
 PARTS = ("validation", "train", "all")
 
@@ -34,11 +34,9 @@ def evaluate(
     from transformers.utils import logging
 
     from holdfast.config import resolve
-    from holdfast.errors import ConfigError
     from holdfast.evaluate import evaluate_directory
 
-    if part not in PARTS:
-        raise ConfigError(f"--part {part!r}: known are {', '.join(PARTS)}")
+    require_known("--part", part, PARTS)
     given = {"name": data, "sequence_length": seq_length, "validation_tokens": tokens, "tokenizer": tokenizer}
     tables = {**_own_data(Path(model)), **{key: value for key, value in given.items() if value is not None}}
     torch.set_num_threads(1)

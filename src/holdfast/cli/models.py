@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.options import require_known
+
 if TYPE_CHECKING:
     from holdfast.partition.overview import ModelOverview
 
@@ -33,14 +35,12 @@ def models(
         return
     import torch
 
-    from holdfast.errors import ConfigError
     from holdfast.partition import describe
     from holdfast.partition.memory import Batch
     from holdfast.partition.overview import model_overview
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise ConfigError(f"--dtype {dtype!r}: known are {', '.join(kinds)}")
+    require_known("--dtype", dtype, kinds)
     torch.set_num_threads(1)
     batch = Batch(micro_batches, micro_batch_size, seq_length, kinds[dtype])
     _show_overview(model_overview(describe(model, positions=seq_length), stages, batch, measure=measure))

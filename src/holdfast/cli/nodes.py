@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.options import JSON
+from holdfast.cli.options import JSON, require_known
 
 ACTIONS = ("accept", "quarantine", "release")
 GIB = 2**30
@@ -28,8 +28,8 @@ def nodes(
     from holdfast.admission.control import ask, control_path
     from holdfast.errors import ConfigError
 
-    if action is not None and action not in ACTIONS:
-        raise ConfigError(f"nodes {action!r}: known are {', '.join(ACTIONS)}")
+    if action is not None:
+        require_known("nodes", action, ACTIONS)
     if (action is None) is not (id is None):
         raise ConfigError(f"`holdfast nodes RUN_DIR {action} ID`: the name of a machine, or of its fingerprint the beginning")
     if action is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from holdfast.calibrate import honest_probes, why_it_jumps
 from holdfast.claim import Direction
+from holdfast.cli.options import require_known
 from holdfast.config import resolve
 from holdfast.errors import ConfigError
 from holdfast.job import DTYPES, Job, prepare
@@ -45,8 +46,8 @@ class Row:
 
 def show_numerics(model: str, dtype: str | None, stages: int, out: Path | None, *, as_json: bool) -> None:
     """Measure, print, and write the calibration to `out`, which must be a new file. Raises ConfigError, SetupError."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype!r}: known are {', '.join(DTYPES)}")
+    if dtype is not None:
+        require_known("--dtype", dtype, DTYPES)
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; choose another --out")
     rows: list[Row] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +13,14 @@ from holdfast.settings import SETTINGS, Setting
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Tell every alert, ruling and change of the route.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def require_known(option: str, name: str, known: Collection[str]) -> None:
+    """Raises ConfigError where `name`, given to `option`, is none of those."""
+    from holdfast.errors import ConfigError
+
+    if name not in known:
+        raise ConfigError(f"{option} {name!r}: known are {', '.join(known)}")
 
 
 def with_settings(command: Callable[..., None], settings: Sequence[Setting] = SETTINGS) -> Callable[..., None]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.options import require_known
+
 if TYPE_CHECKING:
     from holdfast.sweep.table import ResultTable
 
@@ -51,8 +53,7 @@ def report(
     from holdfast.errors import ConfigError
     from holdfast.sweep.sources import is_run
 
-    if form not in FORMS:
-        raise ConfigError(f"--format {form!r}: known are {', '.join(FORMS)}")
+    require_known("--format", form, FORMS)
     if to is None and form in ("pdf", "all"):
         raise ConfigError(f"--format {form} is nothing to print; give --to {'DIR' if form == 'all' else 'FILE'}")
     chosen = bool(by or value or geometric)

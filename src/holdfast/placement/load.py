@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast.job import Job
 from holdfast.partition import plan_from
-from holdfast.partition.memory import Batch, LayerSizes
+from holdfast.partition.memory import LayerSizes
 from holdfast.placement.place import Held, Load
 from holdfast.worker import UPDATE_COST
 
@@ -22,7 +22,7 @@ def load_of(job: Job, unit_s: float | None = None) -> Load:
         unit_s * costs.after / mean,
         unit_s * UPDATE_COST,
         config.pipeline.micro_batches,
-        described.tensor_bytes or batch_of(job).boundary_bytes(job.plan.width),
+        described.tensor_bytes or job.batch.boundary_bytes(job.plan.width),
         config.pipeline.schedule,
         checked=config.defence_name != "none",
         shadowed=config.shadowed,
@@ -30,12 +30,6 @@ def load_of(job: Job, unit_s: float | None = None) -> Load:
         memory=Needs(job),
         link=lambda _sender, _recipient: link,
     )
-
-
-def batch_of(job: Job) -> Batch:
-    pipeline = job.config.pipeline
-    sizes = pipeline.micro_batches, pipeline.micro_batch_size, job.config.data.sequence_length
-    return Batch(*sizes, job.dtype, job.packing.wire)
 
 
 def seconds_of_a_pass(job: Job, speed: float) -> float:
@@ -54,7 +48,7 @@ class Needs:
         count = len(job.costs.layers)
         fine = plan_from(job.source.config, [(i, i + 1) for i in range(count)], [1.0] * count, job.lora)
         self._sizes = LayerSizes.of(fine)
-        self._batch = batch_of(job)
+        self._batch = job.batch
         self._window = job.config.window
         self._known: dict[Held, int] = {}
 

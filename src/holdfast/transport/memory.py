@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from holdfast import seeds
-from holdfast.claim import Claim, StageState
+from holdfast.claim import Claim
 from holdfast.errors import NetworkError
 from holdfast.message import Envelope, Offer, StateTransfer
 from holdfast.transport.base import Traffic, Transport
@@ -63,12 +63,8 @@ class Cluster:
             for tensor in (message.tensor, message.origin):
                 size += 0 if tensor is None else self.tensor_bytes - tensor.nbytes
         elif isinstance(message, StateTransfer | Offer) and self.state_bytes is not None:
-            size += self.state_bytes - _state_bytes(message.state)
+            size += self.state_bytes - message.state.nbytes
         return max(size, 0)
-
-
-def _state_bytes(state: StageState) -> int:
-    return sum(tensor.nbytes for tensors in (state.weights, state.moments) for tensor in tensors.values())
 
 
 class MemoryTransport(Transport):
