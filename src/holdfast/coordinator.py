@@ -6,6 +6,12 @@
                                         +------------------+                                            |
                                                                                     Seal --> drawn claims to the checker
 
+Each part has a page of its own:
+
+    court        rules on claims; with it `deliveries`, `blame`     seating      who carries which stage from the next step on
+    transaction  attempts of a step, its update, its seal           succession   who comes, who is out, and who takes over
+    inspector    what is drawn of sealed steps, and checked         watch        whether the run moves, and who is silent if not
+
 A pure state machine: events in, envelopes and events out; no clock, no sockets, no tensors but those that it relays. It is the
 paper's central server, and it is trusted.
 """
@@ -13,29 +19,15 @@ paper's central server, and it is trusted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from holdfast.blame import Blame
 from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.court import Court
-from holdfast.deadline import owing
 from holdfast.errors import FaultWindowExceeded
-from holdfast.event import (
-    Banned,
-    Event,
-    Joined,
-    Paused,
-    Reseated,
-    Reshadowed,
-    StagesSkipped,
-    StepRestarted,
-    StepSealed,
-    TakenOver,
-    WorkerLost,
-)
+from holdfast.event import Event, WorkerLost
 from holdfast.evidence.notary import Notary
 from holdfast.inspector import Inspector
-from holdfast.membership import Membership, relieve
+from holdfast.membership import Membership
 from holdfast.message import (
     BeginStep,
     Complaint,
@@ -51,27 +43,21 @@ from holdfast.message import (
     StateAdopted,
     StateRefused,
     StateTransfer,
-    Update,
 )
 from holdfast.placement.stopwatch import Stopwatch
-from holdfast.recover.remedy import Redo
-from holdfast.recover.skip import leave_out
-from holdfast.route import Route
-from holdfast.route import without as without_workers
+from holdfast.seating import Seating
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, REFEREE, TRUSTED_PARTIES
 from holdfast.step import Policy, StepState
-from holdfast.verify.spotcheck import seats
-
-MAX_ATTEMPTS = 32
-"""Attempts of one step before the coordinator gives up on ever sealing it."""
+from holdfast.succession import Succession
+from holdfast.transaction import Transactions
+from holdfast.watch import Overdue, Watch
 
 
 class Coordinator:
     """An `Actor` with a few more doors: `begin` a step, `worker_lost`, and what it wants the launcher to know.
 
-    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `paused` says what it waits
-    for before the next step, where the machines that are left cannot hold everything. `refusals` counts the states that the
-    archive has refused. `committed` is called when a step stands, before anybody is told.
+    `broken` says why the run cannot go on from here, once it cannot: then only a rollback helps. `refusals` counts the states
+    that the archive has refused. `committed` is called when a step stands, before anybody is told.
     """
 
     def __init__(
@@ -87,45 +73,45 @@ class Coordinator:
         self.devices = 1
         self.membership = membership
         self.broken: str | None = None
-        self.paused: str | None = None
         self.refusals = 0
         self._policy = policy
         self._committed = committed
         self._events: list[Event] = []
-        self._notary = notary or Notary()
+        notary = notary or Notary()
         self.stopwatch = stopwatch or Stopwatch(lambda: 0.0)
-        blame = Blame(membership, self._events, self._notary, quarantine=policy.ban == "quarantine")
+        blame = Blame(membership, self._events, notary, quarantine=policy.ban == "quarantine")
         self._court = Court(run, membership, policy, blame)
         self._deliveries = self._court.deliveries
         self.inspector = Inspector(policy, membership, self._court, blame)
+        self._seating = Seating(policy, membership, self._events)
+        self._succession = Succession(policy, membership, notary, self._events)
+        self._transactions = Transactions(policy, membership, notary, self._events)
+        self._watch = Watch(policy, membership, self._court)
         self._now: StepState | None = None
         self._wanted: int | None = None
-        self._timers: list[tuple[object, float]] = []
-        self._warned: object = None
-        self._armed = False
-        self._assigned: tuple[str, ...] | None = None
-        self._chosen: tuple[str, ...] | None = None
 
     # -- what the launcher calls -------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> list[Envelope]:
         """Start `step` from the sealed version as soon as every seat is filled."""
         self._wanted = step
-        if self._policy.seated and self._chosen is None:
-            self._chosen = self.membership.route.primaries
-        self._exclude_banned()
-        self._reassign(step)
-        self._settle_in(step)
-        self._redraw(step)
+        self._seating.note_chosen()
+        self._succession.exclude_banned(self._step_number)
+        self._seating.rearrange(step)
         return self._prepare()
 
     def assign(self, primaries: tuple[str, ...]) -> None:
         """Have these workers carry the stages from the next step on, if all of them are there then."""
-        self._assigned = primaries
+        self._seating.assign(primaries)
 
     def idle(self) -> bool:
         """Whether the last step that was begun is sealed."""
         return self._now is None and self._wanted is None
+
+    @property
+    def paused(self) -> str | None:
+        """What the run waits for before the next step, where the machines that are left cannot hold everything."""
+        return self._seating.paused
 
     def settled(self) -> bool:
         """Whether everything that was drawn of sealed steps has been checked, and stands."""
@@ -166,8 +152,8 @@ class Coordinator:
         return events
 
     def pending_timers(self) -> list[tuple[object, float]]:
-        timers = self._timers + self.inspector.timers
-        self._timers, self.inspector.timers = [], []
+        timers = self._watch.timers + self.inspector.timers
+        self._watch.timers, self.inspector.timers = [], []
         return timers
 
     def next_work(self, device: int) -> None:
@@ -219,10 +205,11 @@ class Coordinator:
         if now is not self._now:
             return envelopes
         if now.redo is not None:
-            return envelopes + self._redo(now, *now.redo)
-        if now.update is None and now.gradients_agreed and (now.claims_settled or not self._policy.checked):
-            envelopes += self._order_update(now)
-        elif now.update is not None and now.updates_agreed:
+            return envelopes + self._start(self._transactions.again(now, *now.redo))
+        if self._transactions.may_update(now):
+            order = self._transactions.order_update(now)
+            envelopes += [self._to(worker, order) for worker in now.route.workers]
+        elif self._transactions.may_seal(now):
             envelopes += self._seal(now)
         return envelopes
 
@@ -231,39 +218,11 @@ class Coordinator:
         if self._wanted is None or self._now is not None or self.broken or self.inspector.holds_up(self._wanted):
             return []
         if self.membership.missing():
-            if not self._has_room(self._wanted):
+            if not self._seating.has_room(self._wanted):
                 return []
-            self._arm()
+            self._watch.arm(None)
             return [self._to(source, order) for source, order in self.membership.transfers()]
-        self._events += [Reshadowed(i, w, self.membership.version) for i, w in self.membership.new_shadows()]
-        route = self._planned(self._wanted, self.membership.settle())
-        if route.bypassed:
-            self._events.append(StagesSkipped(self._wanted, route.bypassed, route.frozen))
-        return self._start(self._wanted, 0, route)
-
-    def _has_room(self, step: int) -> bool:
-        """Whether everybody can hold what the next step gives him; else others take some of it, or the run waits."""
-        room, membership = self._policy.room, self.membership
-        if room is None or not room.lacking(membership.target()):
-            self.paused = None
-            return True
-        if not membership.is_shown:
-            return True  # what has not arrived yet cannot be moved
-        primaries = room.resettle(membership.route, membership.spares) if membership.is_settled else None
-        if primaries is not None:
-            self._seat(step, primaries)
-            self.paused = None
-            return True
-        lost = membership.members - membership.banned - {*membership.route.workers, *membership.spares}
-        reason = room.wanted(membership.route, lost)
-        if reason != self.paused:
-            self.paused = reason
-            self._events.append(Paused(step, reason))
-        return False
-
-    def _planned(self, step: int, route: Route) -> Route:
-        """The route on which a step is meant to run, if nobody raises an alert."""
-        return leave_out(route, self._policy.bypass.get(step, ()))
+        return self._start(self._transactions.begin(self._wanted))
 
     def _pass_on(self, sender: str, transfer: StateTransfer) -> list[Envelope]:
         """A state that did not reach its new holder comes through here: whoever fails now, sender or receiver, is out."""
@@ -271,57 +230,23 @@ class Coordinator:
             return []
         envelopes = self._deliveries.pass_on(sender, transfer.state)
         for envelope in envelopes:
-            seat = (self.membership.version, transfer.state.stage, envelope.recipient)
-            self._timers.append((("handed", *seat), self._policy.deadline_s + self._policy.transfer_s))
-        while not self.broken and (false := self._untrusted(self.membership.exhausted)):
+            self._watch.handed(transfer.state.stage, envelope.recipient)
+        while not self.broken and (false := self.membership.route.untrusted(self.membership.exhausted)):
             stage = transfer.state.stage
             envelopes += self.worker_lost(
                 false[0], f"it sent the coordinator another state of stage {stage} than the sealed one"
             )
         return envelopes
 
-    def _start(self, step: int, attempt: int, route: Route) -> list[Envelope]:
-        sealed = {i: self.membership.digests[i] for i in route.stages}
-        self._now = StepState(
-            step, attempt, self.membership.version, route, self._policy.micro_batches, sealed, self._policy.likeness
-        )
-        self._arm()
-        self.stopwatch.began(route, again=attempt > 0)
-        digests = tuple(sealed.values())
-        return self._tell_all(BeginStep(step, attempt, self.membership.version, route, digests))
-
-    def _redo(self, now: StepState, answer: Redo, reason: str) -> list[Envelope]:
-        attempt = now.attempt + 1
-        if attempt > MAX_ATTEMPTS:
-            raise FaultWindowExceeded(
-                f"step {now.step} was begun {attempt} times and never sealed ({reason}); use --on-alert replace, or ban liars"
-            )
-        if answer.route.bypassed and answer.route.bypassed != now.route.bypassed:
-            self._events.append(StagesSkipped(now.step, answer.route.bypassed, answer.route.frozen))
-        else:
-            self._events.append(StepRestarted(now.step, attempt, reason))
-        return self._start(now.step, attempt, answer.route)
-
-    def _order_update(self, now: StepState) -> list[Envelope]:
-        """Every gradient of the step stands: make the clip scale from the agreed norms and order the update."""
-        now.clipping = self._policy.clip(now.accounts)
-        now.update = Update(now.step, now.attempt, now.clipping.scale, self._policy.learning_rate(now.step))
-        return [self._to(worker, now.update) for worker in now.route.workers]
+    def _start(self, now: StepState) -> list[Envelope]:
+        self._now = now
+        self._watch.arm(now)
+        self.stopwatch.began(now.route, again=now.attempt > 0)
+        return self._tell_all(BeginStep(now.step, now.attempt, now.version, now.route, tuple(now.digests.values())))
 
     def _seal(self, now: StepState) -> list[Envelope]:
-        """Every update stands: commit. Who did not show the sealed digest gets the state again before the next step."""
-        digests = {i: now.board.accepted[now.update_key(i)] for i in now.updating}
-        for i in now.updating if self._policy.checked else ():
-            shown = {header.worker for header in now.board.headers(now.update_key(i)) if header.output == digests[i]}
-            for holder in self.membership.route.holders(i):
-                if holder not in shown:
-                    self.membership.distrust(i, holder)
-        self.membership.seal(digests)
-        self._notary.sealed(self.membership.version, now.step, now.attempt, self.membership.digests)
-        losses = [now.losses[m] for m in sorted(now.losses)]
-        loss = sum(losses) / max(1, len(losses))
-        rate, tokens = self._policy.learning_rate(now.step), self._policy.tokens_per_step
-        self._events.append(StepSealed(now.step, now.attempt, loss, now.clipping.norm, rate, tokens))
+        """Every update stands: commit, tell everybody, and have claims of the step checked that are drawn only now."""
+        self._transactions.seal(now)
         self.stopwatch.sealed()
         self._now = self._wanted = None
         checks = self.inspector.sealed(now)
@@ -332,15 +257,8 @@ class Coordinator:
 
     def worker_joined(self, worker: str) -> list[Envelope]:
         """A worker without a seat is there, new or back again: before the next step it relieves who carries too many."""
-        membership = self.membership
-        if worker in membership.spares or worker in membership.route.workers or worker in membership.banned:
+        if not self._succession.welcome(worker, self._step_number):
             return []
-        if self._is_to_be_banned(worker):
-            self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
-            membership.banned.add(worker)
-            return []
-        membership.spares.append(worker)
-        self._events.append(Joined(worker, self._step_number))
         return self._prepare() if self.paused is not None else []
 
     def worker_lost(self, worker: str, reason: str) -> list[Envelope]:
@@ -361,188 +279,37 @@ class Coordinator:
             self.broken = f"both holders of a stage are lost, {worker} last ({reason})"
             return []
         self.stopwatch.disturbed()
-        self._take_over(worker)
-        if self._now is None:
+        self._succession.take_over(worker, self._step_number)
+        now = self._now
+        if now is None:
             return self._prepare()
-        return self._go_on(self._now, self._carry_on(self._now, worker))
-
-    def _take_over(self, worker: str) -> None:
-        old = self.membership.seated
-        self.membership.lose(worker)
-        for i in old.stages:
-            if old.primaries[i] == worker:
-                heir = self.membership.route.primaries[i]
-                self._notary.took_over(i, worker, heir, self._step_number)
-                self._events.append(TakenOver(i, worker, heir, self._step_number))
-
-    def _carry_on(self, now: StepState, lost: str) -> list[Envelope]:
-        """Edit the route of the running step: heirs send what may be unsent, the referee stands in for lost shadows."""
-        route = without_workers(now.route, {lost})
-        if route is None:  # this step bypassed the only heir
-            now.redo = (
-                Redo(self._planned(now.step, self.membership.route), investigate=False),
-                f"{lost} was lost in a bypassed step",
-            )
-            return []
-        heirs = [(i, route.primaries[i]) for i in route.stages if now.route.primaries[i] == lost]
-        if self._policy.likeness is not None and any(self._policy.likeness.unlike(lost, heir) for _, heir in heirs):
-            now.redo = (
-                Redo(self._planned(now.step, self.membership.route), investigate=False),
-                f"the heir of {lost} computes with other bytes",
-            )
-            return []
-        for i, heir in heirs:
-            now.board.promote(i, heir)
-        now.route = route
-        now.board.retire(lost)
-        envelopes = self._tell_all(NewRoute(route))
-        for key in now.at_the_referee:
-            envelopes += self._court.investigate(now, key)
-        for key in list(now.board.keys()):
-            if key not in now.board.accepted:
-                envelopes += self._court.decide(now, key)
-        return envelopes
-
-    def _exclude_banned(self) -> None:
-        """At a step boundary, ban whoever has lied too often, where every stage keeps a holder.
-
-        False complaints are counted whatever the policy: they cost the coordinator itself.
-        """
-        for worker in self.membership.route.workers:
-            if self._is_to_be_banned(worker) and self.membership.without(worker) is not None:
-                self._events.append(Banned(worker, self._lies_of(worker), self._step_number))
-                self.membership.banned.add(worker)
-                self._take_over(worker)
-
-    def _lies_of(self, worker: str) -> int:
-        counted = self.membership.lies if self._policy.ban == "ban" else self.membership.false_complaints
-        return counted[worker]
-
-    def _is_to_be_banned(self, worker: str) -> bool:
-        return self._lies_of(worker) >= self._policy.ban_after
-
-    def _reassign(self, step: int) -> None:
-        """Workers change seats as they were told to; who has none afterwards is a spare."""
-        primaries, self._assigned = self._assigned, None
-        membership = self.membership
-        there = {*membership.route.workers, *membership.spares}
-        if primaries is None or primaries == membership.route.primaries or not membership.is_settled:
-            return
-        if there.issuperset(primaries):
-            self._chosen = primaries
-            self._seat(step, primaries)
-
-    def _seat(self, step: int, primaries: tuple[str, ...]) -> None:
-        membership = self.membership
-        idle = [worker for worker in membership.route.workers if worker not in primaries]
-        membership.settle_in(primaries)
-        membership.spares += idle
-        self._events.append(Reseated(step, primaries))
-
-    def _settle_in(self, step: int) -> None:
-        """Spares take seats from who carries too many stages, as soon as nothing else is missing."""
-        membership = self.membership
-        if membership.route.primaries == self._chosen or not membership.is_settled or not membership.is_shown:
-            return
-        primaries, room = membership.route.primaries, self._policy.room
-        for spare in membership.spares:
-            relieved = relieve(replace(membership.route, primaries=primaries), [spare])
-            if room is None or room.fits(membership.route, relieved):
-                primaries = relieved
-        if primaries != membership.route.primaries:
-            membership.settle_in(primaries)
-            self._events.append(Reseated(step, primaries))
-
-    def _redraw(self, step: int) -> None:
-        """Every so many steps other workers sit on the untrusted stages, so that nobody stays beside an accomplice."""
-        every = self._policy.inspection.redraw_every
-        if not every or step == 0 or step % every:
-            return
-        route = self.membership.route
-        primaries = seats(route.primaries, route.trusted, self._policy.inspection.sampling.seed, step)
-        room = self._policy.room
-        if primaries != route.primaries and (room is None or room.fits(route, primaries)):
-            self.membership.reseat(primaries)
-            self._events.append(Reseated(step, primaries))
+        if not self._succession.hand_over(now, worker):
+            return self._go_on(now, [])
+        return self._go_on(now, self._tell_all(NewRoute(now.route)) + self._court.look_again(now))
 
     # -- silence -----------------------------------------------------------------------------------------------------
 
     def on_timer(self, token: object) -> list[Envelope]:
-        """No progress since the timer was set: first have everything sent again, then count the silent ones as dead."""
-        if isinstance(token, tuple) and token[:1] == ("opening",):
-            return self.inspector.on_timer(token)
-        if isinstance(token, tuple) and token[:1] == ("handed",):
-            return self._not_shown(*token[1:])
-        self._armed = False
+        """Something was to happen by now."""
+        match token:
+            case ("opening", *_):
+                return self.inspector.on_timer(token)
+            case ("handed", int(version), int(stage), str(worker)):
+                waited = self._now is None and not self.broken
+                return self._judge(self._watch.not_shown(version, stage, worker)) if waited else []
         if self.idle() or self.broken or self.paused is not None:
+            self._watch.rest()
             return []
-        self._arm()
-        if token != self._pulse():
-            return []
-        if self._warned != token:
-            self._warned = token
-            return self._send_again()
-        self._warned = None
-        silent = self._silent()
-        if silent:
-            if self._now is not None:
-                self._deliveries.overdue(self._now, silent[0])
-            return self.worker_lost(silent[0], f"no progress within {2 * self._policy.deadline_s:g} s")
-        if self._now is None and self.membership.handed.intersection(self.membership.missing()):
-            return []  # they have a deadline of their own, which began later
-        self.broken = f"nothing has moved for {2 * self._policy.deadline_s:g} s and nobody owes anything; {self.describe()}"
+        return self._judge(self._watch.ring(self._now, token))
+
+    def _judge(self, found: list[Envelope] | Overdue) -> list[Envelope]:
+        """Who has not done in time what it owed is lost; where nobody owes anything, the run is stuck for good."""
+        if not isinstance(found, Overdue):
+            return found
+        if found.worker is not None:
+            return self.worker_lost(found.worker, found.reason)
+        self.broken = f"{found.reason}; {self.describe()}"
         return []
-
-    def _not_shown(self, version: int, stage: int, worker: str) -> list[Envelope]:
-        """A worker was handed a state by the coordinator itself, and has not shown its digest in time."""
-        seat, membership = (stage, worker), self.membership
-        waited = self._now is None and version == membership.version and seat in membership.handed
-        if not waited or self.broken or seat not in membership.missing():
-            return []
-        return self.worker_lost(worker, f"it has not shown the state of stage {stage} that the coordinator sent it")
-
-    def _send_again(self) -> list[Envelope]:
-        """What a stuck run may lack: a state, a tensor or a ruling that a silent or lying sender withheld."""
-        if self._now is not None:
-            return self._deliveries.withheld(self._now) + self._court.not_examined(self._now)
-        self.membership.ask_again()
-        return [self._to(source, order) for source, order in self.membership.transfers()]
-
-    def _silent(self) -> list[str]:
-        """Untrusted workers that owe an answer, the surest first."""
-        now = self._now
-        if now is None:
-            owed = self.membership.owing()
-        else:
-            owed = [source for awaited in now.awaited.values() for source in awaited.sources]
-            owed += [holder for stage in now.unopened for holder in now.route.holders(stage)]
-            owed += owing(
-                now.route,
-                now.board,
-                self._policy.micro_batches,
-                updating=now.update is not None,
-                likeness=self._policy.likeness,
-            )
-        return self._untrusted(owed)
-
-    def _untrusted(self, workers: Sequence[str]) -> list[str]:
-        """Those who can be lost: they have a seat, and are no trusted party."""
-        route = self.membership.route
-        return [worker for worker in dict.fromkeys(workers) if worker in route.workers and worker not in route.trusted]
-
-    def _arm(self) -> None:
-        """One timer at a time; one that was set before the last progress only sets the next."""
-        if not self._armed:
-            self._armed = True
-            moving = self._now is None or self._now.at_the_referee  # whole states may be on their way
-            self._timers.append((self._pulse(), self._policy.deadline_s + self._policy.transfer_s * bool(moving)))
-
-    def _pulse(self) -> tuple[int, ...]:
-        """Changes whenever the run has moved on; also where a tensor was handed on from here: its receiver has just got it."""
-        now = self._now
-        if now is None:
-            return (self.membership.version, len(self.membership.missing()))
-        return (now.step, now.attempt, len(now.board.accepted), len(now.findings), len(now.handed))
 
     # -- small things ------------------------------------------------------------------------------------------------
 
@@ -566,5 +333,5 @@ class Coordinator:
             return f"coordinator: v{self.membership.version}, waits for seats {self.membership.missing()}"
         return (
             f"coordinator: step {now.step} attempt {now.attempt}, {len(now.board.accepted)} keys accepted, "
-            f"{len(now.at_the_referee)} at the referee, owed by {self._silent()}"
+            f"{len(now.at_the_referee)} at the referee, owed by {self._watch.silent(now)}"
         )

@@ -245,7 +245,15 @@ class Court:
         epoch = now.route.epoch
         return Header(self._run, key, now.version, epoch, REFEREE, Role.PRIMARY, (), finding.output, finding.norms)
 
-    # -- silence -----------------------------------------------------------------------------------------------------
+    # -- losses and silence ------------------------------------------------------------------------------------------
+
+    def look_again(self, now: StepState) -> list[Envelope]:
+        """The route was edited: the referee is told who has the tensors now, and what has lost a holder may be decided."""
+        envelopes = [envelope for key in now.at_the_referee for envelope in self.investigate(now, key)]
+        for key in list(now.board.keys()):
+            if key not in now.board.accepted:
+                envelopes += self.decide(now, key)
+        return envelopes
 
     def not_examined(self, now: StepState) -> list[Envelope]:
         """Nothing moves: the referee is asked again, and about claims that nobody has weighed."""

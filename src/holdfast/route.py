@@ -15,7 +15,7 @@ a pure function of the route, with a table for a test.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from holdfast.claim import Direction, Role
@@ -95,6 +95,10 @@ class Route:
             before = self.before(stage) if direction is Direction.BACKWARD else None
             found = None if before is None else self.primaries[before]
         return None if self.shadows[stage] is None or found == self.primaries[stage] else found
+
+    def untrusted(self, names: Iterable[str]) -> list[str]:
+        """Those among `names`, each once, who can be lost: they have a seat, and are no trusted party."""
+        return [name for name in dict.fromkeys(names) if name in self.workers and name not in self.trusted]
 
     def is_trusted(self, stage: int) -> bool:
         return self.primaries[stage] in self.trusted

@@ -14,6 +14,7 @@ from holdfast.message import Finding, Lacking, Update
 from holdfast.optimizer import Clipping
 from holdfast.placement.room import Room
 from holdfast.recover.remedy import Dispute, Redo, Remedy
+from holdfast.recover.skip import leave_out
 from holdfast.route import Route
 from holdfast.verify.board import Board
 from holdfast.verify.chain import expected_inputs
@@ -61,6 +62,10 @@ class Policy:
     """What machines can hold (None: everything)."""
     seated: bool = False
     """Whether seats were chosen with care: then a spare relieves nobody as long as nobody is lost."""
+
+    def planned(self, step: int, route: Route) -> Route:
+        """The route on which a step is meant to run, if nobody raises an alert."""
+        return leave_out(route, self.bypass.get(step, ()))
 
 
 @dataclass(slots=True)
