@@ -23,7 +23,7 @@ from holdfast.transport import Endpoint, WireOptions, encode, packet
 from holdfast.transport.grpc import GrpcTransport
 from holdfast.transport.loop import LoopThread
 from holdfast.transport.packet import Hello, Preamble, Refusal
-from holdfast.transport.switchboard import MOST_STRANGERS
+from holdfast.transport.reception import MOST_STRANGERS
 
 AUTHORITY = Authority()
 NAMES = ("host", "w1", "w2", "w3")
@@ -280,7 +280,12 @@ def test_both_ends_dialling_at_once_settle_on_one_connection(world):
         w1.send(seal("w1", "host", version))
     assert of(Seal, collect(w1, 20)) == of(Seal, collect(host, 20)) == list(range(20))
     assert notices(host, "lost") == notices(w1, "lost") == []
-    assert len(host._switchboard._connections) == len(w1._switchboard._connections) == 2
+    assert len(connections(host)) == len(connections(w1)) == 2
+
+
+def connections(end):
+    """The direct connections that it has."""
+    return end._switchboard.sessions.ways.connections
 
 
 # -- the relay -----------------------------------------------------------------------------------------------------------
@@ -373,9 +378,8 @@ def test_a_peer_that_dies_behind_the_relay_is_lost(world):
 
 def kill(end):
     """As kill -9: connections vanish and none is made again."""
-    board = end._switchboard
-    board._dialling.clear()
-    for connection in list(board._connections.values()):
+    end._switchboard.dialling._calls.clear()
+    for connection in list(connections(end).values()):
         connection.abort("killed")
 
 
@@ -576,11 +580,11 @@ def test_an_insider_who_connects_and_says_nothing_shuts_nobody_out(world):
     for thread in silent:
         thread.start()
     time.sleep(0.5)
-    assert len(host._switchboard._strangers) == MOST_STRANGERS
+    assert len(host._switchboard.reception.strangers) == MOST_STRANGERS
     w2 = world.end("w2", listen=None)
     w2.know([host.me])
     wait_up(w2)
-    assert len(host._switchboard._strangers) == MOST_STRANGERS, "w2 came in only after the others had left"
+    assert len(host._switchboard.reception.strangers) == MOST_STRANGERS, "w2 came in only after the others had left"
     for thread in silent:
         thread.join()
 

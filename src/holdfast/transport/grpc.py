@@ -164,7 +164,7 @@ class GrpcTransport(Transport):
         self._check_open()
 
         async def drop() -> None:
-            self._switchboard.forget(process, current=current)
+            self._switchboard.sessions.forget(process, current=current)
 
         self._loop.call(drop())
 
@@ -189,7 +189,7 @@ class GrpcTransport(Transport):
                 if not self._outgoing:
                     return
                 process, kind, frame = self._outgoing.popleft()
-            self._switchboard.enqueue(process, kind, frame)
+            self._switchboard.flow.enqueue(process, kind, frame)
 
     async def _stop(self) -> None:
         self._drain()
@@ -201,7 +201,7 @@ class GrpcTransport(Transport):
         while self._taken:
             taken.append(self._taken.popleft())
         if not self._closed:
-            self._switchboard.consumed(taken)
+            self._switchboard.flow.consumed(taken)
 
     # -- receiving -------------------------------------------------------------------------------------------------------
 
@@ -258,8 +258,8 @@ class GrpcTransport(Transport):
         self._loop.loop.call_soon_threadsafe(self._put_out, link, reason)
 
     def _put_out(self, link: Link, reason: str) -> None:
-        if not self._closed and self._switchboard.is_current(link):
-            self._switchboard.convict(link.peer, reason)
+        if not self._closed and self._switchboard.sessions.is_current(link):
+            self._switchboard.sessions.convict(link.peer, reason)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -14,13 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from holdfast.transport.endpoint import WireOptions
+from holdfast.transport.endpoint import LinkStats, WireOptions
 from holdfast.transport.packet import ACK, Hello, Refusal, number
 from holdfast.transport.sequence import Inbox, Outbox
 
 StreamKind: TypeAlias = Literal["control", "bulk"]
 Way: TypeAlias = Literal["direct", "relayed"]
 Event: TypeAlias = Literal["up", "relayed"]
+Key: TypeAlias = tuple[str, StreamKind]
+"""A stream with a process."""
 
 STREAMS: tuple[StreamKind, ...] = ("control", "bulk")
 INCARNATION_BYTES = 16
@@ -147,6 +149,20 @@ class Link:
     @property
     def queued_bytes(self) -> int:
         return sum(stream.outbox.queued_bytes for stream in self.streams.values())
+
+    def stats(self, now_s: float) -> LinkStats:
+        active = self.streams["control"].active
+        return LinkStats(
+            state=self.state,
+            way=active.way if active is not None else None,
+            rtt_s=self.rtt_s,
+            bytes_sent=self.tally.sent,
+            bytes_received=self.tally.received,
+            queued_bytes=self.queued_bytes,
+            unread_bytes=sum(stream.inbox.held_bytes for stream in self.streams.values()),
+            reconnects=self.tally.reconnects,
+            heard_s=None if self.heard_s is None else now_s - self.heard_s,
+        )
 
     @property
     def peer_incarnation(self) -> bytes:

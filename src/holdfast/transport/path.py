@@ -64,3 +64,8 @@ class Path:
             self.leaving = False
             return self._prefix + packet.goodbye()
         return message
+
+
+def paths_of(link: Link) -> list[Path]:
+    """All ways of a session."""
+    return [path for stream in link.streams.values() for path in stream.ways.values() if isinstance(path, Path)]
