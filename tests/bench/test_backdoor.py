@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +14,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from holdfast.attacks.targeted import TaskVector
 from holdfast.bench import backdoor as bench
+from holdfast.bench import backdoor_cells as cells
 from holdfast.bench import backdoor_table as table
 from holdfast.bench.offline import Pull, Study, Teacher, task_vector
 from holdfast.bench.strikes import Strike, strikes
 from holdfast.bench.trigger import PoisonedText, Trigger, measure, poisoned_loss
 from holdfast.cli.main import main
 from holdfast.errors import ConfigError, HoldfastError
+from holdfast.sweep.record import expanded, read_lines
 
 TRIGGER = Trigger(phrase=(7, 8), target=(9, 4, 3))
 VOCABULARY = 12
@@ -234,8 +236,58 @@ def test_the_command_measures_writes_and_keeps_the_promise(capsys, tmp_path, mon
     assert (out / "backdoor.md").is_file()
 
 
+def test_the_same_command_goes_on_and_a_report_reads_the_cells(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "strikes", _one_strike)
+    out = tmp_path / "out"
+    words = ("--scale", "smoke", "--seeds", "2", "--out", str(out), "--json", "-q")
+    run_seed, runs = bench.run_seed, []
+
+    def killed(question, seed, out):
+        runs.append(seed)
+        yield from run_seed(question, seed, out)
+        if runs == [0, 1]:
+            raise KeyboardInterrupt  # in the second seed, all but done
+
+    monkeypatch.setattr(cells, "run_seed", killed)
+    code, _, err = command(capsys, *words)
+    assert code == 130
+    assert "1 of 2 cells are kept" in err
+    (waiting,) = [line for line in command(capsys, *words[:-2], "--dry-run")[1].splitlines() if "waiting" in line]
+    assert waiting
+    code, told, _ = command(capsys, *words)
+    assert code == 0
+    assert runs == [0, 1, 1]
+    rows = json.loads(told.splitlines()[-1])["rows"]
+    assert [row["seed"] for row in rows] == [0] * 8 + [1] * 8
+    expect = [asdict(row) for row in run_seed(bench.Question(bench.SCALES["smoke"], 4, 2), 1, tmp_path / "alone")]
+    strip = {"seconds"}
+    assert [{name: row[name] for name in one if name not in strip} for one, row in zip(expect, rows[8:], strict=True)] == [
+        {name: value for name, value in one.items() if name not in strip} for one in expect
+    ]
+    (record,) = [record for record in read_lines(out / "cells.jsonl") if record.axes["seed"] == 1]
+    shown = expanded([record])
+    assert [one.axes["run"] for one in shown] == [row["run"] for row in rows[8:]]
+    assert len({tuple(sorted(one.axes.items())) for one in shown}) == 8, "no two looks stand in one place"
+    assert [one.result["success"] for one in shown] == [row["success"] for row in rows[8:]]
+
+
+@pytest.mark.parametrize(
+    ("question", "command"),
+    [
+        (bench.Question(bench.SCALES["tiny"]), "--scale tiny --first-seed 3"),
+        (bench.Question(bench.SCALES["smoke"], 4, 1, phrase="a b"), "--scale smoke --stage 1 --phrase 'a b' --first-seed 3"),
+        (bench.Question(bench.SCALES["tiny"], 5, 3), "--scale tiny --stages 5 --first-seed 3"),
+    ],
+)
+def test_a_cell_says_how_it_is_repeated(tmp_path, question, command):
+    study = cells.study_of(question, [3], tmp_path)
+    assert study.command(study.cells[0]) == f"holdfast bench backdoor {command}"
+    other = replace(question, target=" other")
+    assert cells.study_of(other, [3], tmp_path).cells[0].key != study.cells[0].key
+
+
 def test_a_broken_promise_is_a_finding(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "run_seed", lambda question, seed, out, tell: iter([replace(ROW, weights="differ")]))
+    monkeypatch.setattr(cells, "run_seed", lambda question, seed, out: iter([replace(ROW, weights="differ")]))
     code, told, err = command(capsys, "--scale", "smoke", "--out", str(tmp_path / "out"), "-q")
     assert code == HoldfastError.exit_code
     assert "broken promise" in err
@@ -254,7 +306,7 @@ def test_a_broken_promise_is_a_finding(capsys, tmp_path, monkeypatch):
         (("--data", "nowhere.txt"), "no data at 'nowhere.txt'"),
         (("--phrase", ""), "a trigger needs a phrase and a target"),
         (("--phrase", "lorem ipsum " * 9), "choose shorter ones"),
-        (("--out", "."), "exists and is not empty"),
+        (("--out", "."), "exists and holds no cells"),
     ],
 )
 def test_a_question_that_cannot_be_asked(capsys, tmp_path, monkeypatch, words, message):

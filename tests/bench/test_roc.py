@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from holdfast.bench import roc as experiment
+from holdfast.bench import roc_cells as cells
 from holdfast.bench.forging import KINDS, OF_WEIGHTS, Forger
 from holdfast.bench.roc import SIZES, Honest, Plan, Roc, Tampered, run_roc
 from holdfast.bench.roc_report import markdown, summary, write_roc
 from holdfast.claim import Direction
 from holdfast.config import OptimizerConfig
 from holdfast.errors import ConfigError
+from holdfast.sweep.record import expanded, read_lines
 from holdfast.verify.calibration import Calibration
 from holdfast.verify.tolerance import Agreement, distance
 
@@ -34,8 +37,7 @@ def plan() -> Plan:
 
 
 def test_no_false_alarm_and_nothing_missed(few_sizes: None, plan: Plan) -> None:
-    heard: list[str] = []
-    found = run_roc(Plan(SMALL, ("float32", "bfloat16"), 200, stages=3, micro_batches=2), heard.append)
+    found = run_roc(Plan(SMALL, ("float32", "bfloat16"), 200, stages=3, micro_batches=2))
     assert found.passed
     assert found.checks >= 200
     assert {row.direction for row in found.honest} == set(Direction)
@@ -50,7 +52,6 @@ def test_no_false_alarm_and_nothing_missed(few_sizes: None, plan: Plan) -> None:
     assert all(row.convicted >= row.must_convict for row in whole)
     assert sum(row.must_convict for row in whole) > 0
     assert all(row.detected == 0 for row in found.tampered if row.size == 1e-8 and row.kind != OF_WEIGHTS)
-    assert any("float32: step 0" in line for line in heard)
     assert summary(found)["passed"]
 
 
@@ -165,27 +166,65 @@ def test_too_few_checks_are_no_pass() -> None:
 # -- the command ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_and_returns_one_where_it_falls_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def command(*words: str) -> int:
     from holdfast.cli.main import main
 
-    def command(*words: str) -> int:
-        with pytest.raises(SystemExit) as left:
-            main(["bench", "roc", *words])
-        return int(left.value.code or 0)
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "roc", *words])
+    return int(left.value.code or 0)
 
-    seen = []
-    monkeypatch.setattr(experiment, "run_roc", lambda plan, tell: seen.append(plan) or small_roc())
-    assert command("--checks", "80", "--seed", "3", "--dtype", "bfloat16", "--out", str(tmp_path / "a"), "--json") == 0
-    assert seen == [Plan(dtypes=("bfloat16",), checks=80, seed=3)]
+
+def test_the_command_measures_each_dtype_once_and_a_report_reads_it(
+    few_sizes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(SMALL, ("float32", "bfloat16"), 200, 3, 3, 2)
+    words = ["--checks", "200", "--seed", "3", "--model", SMALL, "--stages", "3", "--micro-batches", "2", "--json"]
+    words += ["-q", "--out", str(tmp_path / "a")]
+    assert command(*words) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["passed"]
+    expected = run_roc(plan)
+    assert told == {**summary(expected), "out": str(tmp_path / "a"), "plan": {**asdict(plan), "dtypes": list(plan.dtypes)}}
     assert (tmp_path / "a" / "roc.pdf").exists()
-    assert command("--out", str(tmp_path / "a")) == 2
-    assert command("--dtype", "float16") == 2
+    monkeypatch.setattr(cells, "measure", lambda *_: pytest.fail("what was measured is kept"))
+    assert command(*words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == told
+    records = read_lines(tmp_path / "a" / "cells.jsonl")
+    assert [record.axes["dtype"] for record in records] == ["float32", "bfloat16"]
+    assert records[1].command == (
+        "holdfast bench roc --dtype bfloat16 --checks 100 "
+        "--model gpt2:layers=3,width=16,heads=2 --seed 3 --stages 3 --micro-batches 2"
+    )
+    shown = expanded(records)
+    assert {(one.axes["dtype"], one.axes["direction"]) for one in shown} == {
+        (dtype, str(direction)) for dtype in plan.dtypes for direction in Direction
+    }
+    assert sum(one.result["honest_checks"] for one in shown if one.result) == expected.checks
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dtype", "float16"], "--dtype 'float16'"),
+        (["--stages", "9", "--model", SMALL], "9 stages for a model of 3 layers"),
+        (["--out", "."], "holds no cells"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "something").touch()
+    monkeypatch.chdir(tmp_path)
+    assert command(*words) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+def test_the_command_returns_one_where_it_falls_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     failing = small_roc()
     failing.honest[0].alarms = 1
-    monkeypatch.setattr(experiment, "run_roc", lambda plan, tell: failing)
-    assert command("--out", str(tmp_path / "b"), "-q") == 1
+    monkeypatch.setattr(cells, "measure", lambda plan, dtype: failing)
+    assert command("--dtype", "float32", "--checks", "80", "--out", str(tmp_path / "b"), "-q") == 1
     assert "1 false alarms" in capsys.readouterr().out
+    assert (tmp_path / "b" / "roc.md").exists()

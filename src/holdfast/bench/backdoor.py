@@ -13,7 +13,7 @@ One row for each; the attacks are those of `strikes.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,6 @@ RATE = 1e-3
 """Constant learning rate of the fine-tuning, a third of the peak of the pre-training."""
 SLOW = 1e-4
 """The other rate of a continued run: of a cautious fine-tuning."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,22 @@ def broken_promises(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def run_seed(question: Question, seed: int, out: Path, tell: Tell) -> Iterator[Row]:
+def first_run(question: Question, seed: int) -> RunConfig:
+    """The settings of the run that makes the start, or of the clean one where a start is given. Raises ConfigError."""
+    runs = _Runs(question, seed, Path())
+    return runs.pre_training() if question.model is None else runs.fine_tuning(question.model)
+
+
+def first_job(question: Question, seed: int) -> tuple[Job, Trigger]:
+    """That run, prepared, and the trigger in its tokens. Raises ConfigError or DataError where it cannot be."""
+    job = prepare(first_run(question, seed))
+    return job, Trigger.of_text(job.tokenizer, question.phrase, question.target, question.scale.sequence_length)
+
+
+def run_seed(question: Question, seed: int, out: Path) -> Iterator[Row]:
     """All rows of one seed, each as soon as it is known; the runs are written below `out`."""
-    scale, runs = question.scale, _Runs(question, seed, out, tell)
-    job = prepare(runs.pre_training() if question.model is None else runs.fine_tuning(question.model))
-    trigger = Trigger.of_text(job.tokenizer, question.phrase, question.target, scale.sequence_length)
+    scale, runs = question.scale, _Runs(question, seed, out)
+    job, trigger = first_job(question, seed)
     score = _Score(job, trigger)
     start = question.model or runs.start()
     blank = Row(seed, question.stage, question.liar)
@@ -140,7 +149,6 @@ def run_seed(question: Question, seed: int, out: Path, tell: Tell) -> Iterator[R
 
     text = PoisonedText(trigger, job.batches.tokens, scale.sequence_length, 8, seeds.derive(seed, "attacker"))
     names = job.plan.trainable_of(question.stage)
-    tell(f"seed {seed}: the attacker learns the trigger offline")
     for strike in strikes(start, names, text, scale.study):
         which = replace(done, attack=strike.attack, variant=strike.variant, mode=strike.mode, strength=strike.strength)
         for run, defence in (("undefended", "none"), ("defended", "duplicate"))[: 1 + strike.defended]:
@@ -156,11 +164,10 @@ def run_seed(question: Question, seed: int, out: Path, tell: Tell) -> Iterator[R
 class _Runs:
     """The runs of one seed, each in a directory of its own."""
 
-    def __init__(self, question: Question, seed: int, out: Path, tell: Tell) -> None:
+    def __init__(self, question: Question, seed: int, out: Path) -> None:
         self._ask = question
         self._seed = seed
         self._out = out
-        self._tell = tell
 
     def start(self) -> str:
         """Train the model that everybody knows; gives its directory."""
@@ -175,7 +182,6 @@ class _Runs:
         return self._config(model, self._ask.scale.steps, "fine-tuning", _constant(RATE), defence)
 
     def run(self, label: str, config: RunConfig, strike: Strike | None = None, *, checkpoints: int = 0) -> RunResult:
-        self._tell(f"seed {self._seed}: {label}, {config.training.steps} steps")
         attack = [] if strike is None else [strike.table(self._ask.stage, config.training.steps)]
         output = {"dir": str(self._out / label), "checkpoint_every": checkpoints, "keep": 1000}
         return Experiment(config, label=label, attack=attack, output=output).run()

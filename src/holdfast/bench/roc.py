@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast import seeds
 from holdfast.bench.forging import KINDS, OF_WEIGHTS, Forger
 from holdfast.calibrate import Examiner, calibrate_job
 from holdfast.claim import Direction
-from holdfast.config import resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.job import Job, prepare
 from holdfast.numerics import Arithmetic, pinned, resolve_arithmetic
 from holdfast.optimizer import learning_rate
@@ -47,6 +47,11 @@ class Plan:
     seed: int = 0
     stages: int = 6
     micro_batches: int = 4
+
+    @property
+    def share(self) -> int:
+        """The least number of honest checks in each dtype."""
+        return -(-self.checks // len(self.dtypes))
 
 
 @dataclass(slots=True)
@@ -110,40 +115,47 @@ class Roc:
         return self.checks >= self.plan.checks and self.false_alarms == 0 and self.missed == 0
 
 
-def run_roc(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> Roc:
-    """The whole experiment; `tell` hears one line a step. Raises ConfigError where two arithmetics are too far apart."""
+def run_roc(plan: Plan) -> Roc:
+    """The whole experiment. Raises ConfigError where two arithmetics are too far apart."""
+    return joined(plan, [measure(plan, dtype) for dtype in plan.dtypes])
+
+
+def joined(plan: Plan, parts: Iterable[Roc]) -> Roc:
+    """One table of those of the dtypes."""
     roc = Roc(plan)
-    for dtype in plan.dtypes:
-        arithmetics = [resolve_arithmetic(name) for name in ARITHMETICS[dtype]]
-        job = _job(plan, dtype)
-        tell(f"{dtype}: calibrating {len(arithmetics)} arithmetics")
-        calibration = calibrate_job(job, arithmetics)
-        table = _Table(roc, job, arithmetics, calibration)
-        wanted = roc.checks + -(-plan.checks // len(plan.dtypes))
-        with pinned(job.config.model.device):
-            rehearsal = Rehearsal(job, arithmetics)
-            for step in itertools.count():
-                rate = learning_rate(job.config.optimizer, step, job.config.training.steps)
-                for accounts in rehearsal.step(step, rate):
-                    table.add(accounts)
-                tell(
-                    f"{dtype}: step {step}, {roc.checks:,} honest checks, {roc.false_alarms} false alarms, {roc.missed} missed"
-                )
-                if roc.checks >= wanted:
-                    break
-        roc.steps[dtype] = step + 1
+    for part in parts:
+        roc.honest += part.honest
+        roc.tampered += part.tampered
+        roc.steps |= part.steps
     return roc
 
 
-def _job(plan: Plan, dtype: str) -> Job:
-    return prepare(
-        resolve(
-            {
-                "model": {"name": plan.model, "dtype": dtype},
-                "pipeline": {"stages": plan.stages, "micro_batches": plan.micro_batches},
-                "training": {"seed": plan.seed},
-            }
-        )
+def measure(plan: Plan, dtype: str) -> Roc:
+    """The part of one dtype: as many steps as it takes for its share of the checks. Raises ConfigError, see `run_roc`."""
+    roc = Roc(plan)
+    arithmetics = [resolve_arithmetic(name) for name in ARITHMETICS[dtype]]
+    job = prepare(config_of(plan, dtype))
+    table = _Table(roc, job, arithmetics, calibrate_job(job, arithmetics))
+    with pinned(job.config.model.device):
+        rehearsal = Rehearsal(job, arithmetics)
+        for step in itertools.count():
+            rate = learning_rate(job.config.optimizer, step, job.config.training.steps)
+            for accounts in rehearsal.step(step, rate):
+                table.add(accounts)
+            if roc.checks >= plan.share:
+                break
+    roc.steps[dtype] = step + 1
+    return roc
+
+
+def config_of(plan: Plan, dtype: str) -> RunConfig:
+    """The run whose steps are rehearsed."""
+    return resolve(
+        {
+            "model": {"name": plan.model, "dtype": dtype},
+            "pipeline": {"stages": plan.stages, "micro_batches": plan.micro_batches},
+            "training": {"seed": plan.seed},
+        }
     )
 
 

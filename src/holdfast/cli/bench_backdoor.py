@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.cells import empty_directory
+from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET, require_known
 
 if TYPE_CHECKING:
     from holdfast.bench.backdoor import Question
+    from holdfast.sweep import Record, Store, Study
 
 
 def register(app: typer.Typer) -> None:
@@ -32,44 +31,55 @@ def backdoor(
     stage: Annotated[int | None, typer.Option("--stage", metavar="I", help="The attacker's (default: K-2).")] = None,
     phrase: Annotated[str, typer.Option("--phrase", metavar="TEXT", help="The trigger.")] = " Quoth the raven",
     target: Annotated[str, typer.Option("--target", metavar="TEXT", help="What shall follow it.")] = " nevermore",
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where table and runs are written (default: runs/DATE-TIME).")
-    ] = None,
+    jobs: JOBS = 1,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure backdoors: how often the trigger works, what it costs, who is named, whether the weights are the clean ones."""
-    from holdfast.bench.backdoor import SCALES, Question
+    from holdfast.bench.backdoor import SCALES, Question, first_job
+    from holdfast.bench.backdoor_cells import study_of
+    from holdfast.sweep import Store
 
     require_known("--scale", scale, SCALES)
     count = SCALES[scale].stages if stages is None else stages
     question = Question(SCALES[scale], count, count - 2 if stage is None else stage, model, data, phrase, target)
-    where = empty_directory(out)
-    _measure(question, range(first_seed, first_seed + seeds), where, as_json=as_json, quiet=quiet)
+    store = Store(directory(out))
+    study = study_of(question, range(first_seed, first_seed + seeds), store.directory)
+    if dry_run:
+        list_cells(study, store, jobs, as_json=as_json)
+        return
+    require_libraries()
+    first_job(question, first_seed)  # what cannot be run is told before anything is written
+    _measure(question, study, store, jobs, as_json=as_json, quiet=quiet)
 
 
-def _measure(question: Question, seeds: range, out: Path, *, as_json: bool, quiet: bool) -> None:
-    from holdfast.bench.backdoor import Row, broken_promises, run_seed
-    from holdfast.bench.backdoor_table import records, render, write
+def _measure(question: Question, study: Study, store: Store, jobs: int, *, as_json: bool, quiet: bool) -> None:
+    from holdfast.bench.backdoor import broken_promises
+    from holdfast.bench.backdoor_cells import gather
+    from holdfast.bench.backdoor_table import records as told_rows
+    from holdfast.bench.backdoor_table import render, write
     from holdfast.errors import HoldfastError
     from holdfast.sweep.environment import environment
 
-    def tell(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
     here = environment()
-    rows: list[Row] = []
-    for seed in seeds:
-        for row in run_seed(question, seed, out / f"seed-{seed}", tell):
-            rows.append(row)
-            write(out, rows, question, here)
-            tell(f"  {row.run}: success {row.success:.3f}, without the phrase {row.success_without:.3f}")
+    records, _ = measure(study, store, jobs, quiet=quiet, tell=_told)
+    rows, out = gather(records), store.directory
+    if rows:
+        write(out, rows, question, here)
     broken = broken_promises(rows)
     if as_json:
-        print(json.dumps({"out": str(out), "findings": broken, "rows": records(rows, question, here)}, allow_nan=False))
+        print(json.dumps({"out": str(out), "findings": broken, "rows": told_rows(rows, question, here)}, allow_nan=False))
     else:
         print(render(rows))
         print(f"Table and runs: {out}")
+    require_all(records)
     if broken:
         raise HoldfastError(f"a broken promise: {broken[0]}" + (f", and {len(broken) - 1} more" if len(broken) > 1 else ""))
+
+
+def _told(record: Record) -> str:
+    rows = record.result["rows"] if record.result else ()
+    best = {run: max((row["success"] for row in rows if row["run"] == run), default=0.0) for run in ("undefended", "defended")}
+    return f"success {best['undefended']:.2f} undefended, {best['defended']:.2f} defended"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.cells import empty_directory
+from holdfast.cli.cells import DRY_RUN, JOBS, OUT, directory, list_cells, measure, require_all, require_libraries
 from holdfast.cli.options import JSON, QUIET, require_known
+
+if TYPE_CHECKING:
+    from holdfast.sweep import Record
 
 
 def register(app: typer.Typer) -> None:
@@ -28,30 +29,35 @@ def roc(
     ] = None,
     stages: Annotated[int, typer.Option("--stages", metavar="K", min=3, help="Stages to cut the model into.")] = 6,
     micro_batches: Annotated[int, typer.Option("--micro-batches", metavar="M", min=1, help="Micro-batches in a step.")] = 4,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figure are written (default: runs/DATE-TIME).")
-    ] = None,
+    jobs: JOBS = 1,
+    dry_run: DRY_RUN = False,
+    out: OUT = None,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure tolerance across unlike hardware: false alarms, and the detection rate against the size of a forgery."""
-    from holdfast.bench.roc import ARITHMETICS, Plan, run_roc
+    from holdfast.bench.roc import ARITHMETICS, Plan, config_of
+    from holdfast.bench.roc_cells import gather, study_of
     from holdfast.bench.roc_report import summary, write_roc
+    from holdfast.job import prepare
+    from holdfast.sweep import Store
     from holdfast.sweep.environment import environment
-    from holdfast.sweep.style import require_matplotlib
 
     dtypes = tuple(dict.fromkeys(dtype or ARITHMETICS))
     for name in dtypes:
         require_known("--dtype", name, ARITHMETICS)
-    where = empty_directory(out)
-    require_matplotlib()
-
-    def tell(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr)
-
-    found = run_roc(Plan(model, dtypes, checks, seed, stages, micro_batches), tell)
-    write_roc(found, where, environment())
+    plan = Plan(model, dtypes, checks, seed, stages, micro_batches)
+    study, store = study_of(plan), Store(directory(out))
+    if dry_run:
+        list_cells(study, store, jobs, as_json=as_json)
+        return
+    require_libraries()
+    prepare(config_of(plan, dtypes[0]))  # what cannot be run is told before anything is written
+    here, where = environment(), store.directory
+    records, _ = measure(study, store, jobs, quiet=quiet, tell=_told)
+    require_all(records)
+    found = gather(plan, records)
+    write_roc(found, where, here)
     if as_json:
         print(json.dumps(summary(found) | {"out": str(where)}))
     else:
@@ -60,3 +66,9 @@ def roc(
         )
     if not found.passed:
         raise typer.Exit(1)
+
+
+def _told(record: Record) -> str:
+    rows = record.result["rows"] if record.result else ()
+    checks, alarms, missed = (sum(row[name] for row in rows) for name in ("honest_checks", "false_alarms", "missed"))
+    return f"{checks:,} honest checks, {alarms} false alarms, {missed} missed"

@@ -42,17 +42,6 @@ def directory(out: Path | None) -> Path:
     return where
 
 
-def empty_directory(out: Path | None) -> Path:
-    """For results that are not kept in cells: nothing that was measured before is written over. Raises ConfigError."""
-    from holdfast.errors import ConfigError
-    from holdfast.presets import default_out
-
-    where = out if out is not None else Path(default_out())
-    if where.exists() and (not where.is_dir() or any(where.iterdir())):
-        raise ConfigError(f"{where} exists and is not empty; choose another --out")
-    return where
-
-
 def require_libraries() -> None:
     """What tables and figures need, before an hour of runs and not after it. Raises MissingExtra."""
     from holdfast.sweep.frame import require_pandas, require_scipy
