@@ -11,9 +11,10 @@ import pytest
 from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.claim import StageState
+from holdfast.cluster import Cluster
 from holdfast.config import RunConfig, resolve
 from holdfast.engine import MemoryEngine
-from holdfast.errors import ConfigError, NotEnoughMemory
+from holdfast.errors import ConfigError, FaultWindowExceeded, NotEnoughMemory
 from holdfast.event import CheckpointWritten, Event, Paced, Paused, Placed, Reseated, StepSealed
 from holdfast.placement.load import Needs
 from holdfast.placement.recut import recut
@@ -187,6 +188,15 @@ def test_where_nobody_has_enough_the_run_says_so_and_keeps_what_it_has(tmp_path)
     (written,) = [event for event in events if isinstance(event, CheckpointWritten)]
     assert written.step == 5
     assert sum(isinstance(event, Paused) for event in events) == 1
+
+
+def test_that_the_states_cannot_be_kept_does_not_hide_why_the_run_ends(monkeypatch):
+    def lacking(cluster):
+        raise FaultWindowExceeded("no holder of stages [2] has sent the state that was sealed")
+
+    monkeypatch.setattr(Cluster, "collect", lacking)
+    with pytest.raises(NotEnoughMemory, match=r"w3 would hold stages 1, 2, 3: .* could not be kept: no holder of stages \[2\]"):
+        Run(config_of(faults=CRASH, cluster=tight(1)))
 
 
 class Returning(MemoryEngine):
