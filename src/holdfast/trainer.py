@@ -193,7 +193,10 @@ class Trainer:
             self._return = found
         else:
             self._set_aside = found
-        self._standing.lost |= set(self._before.lost) - set(self._return.workers if self._return else ())
+        self._standing.lost |= set(self._before.lost)
+        if self._return is not None:  # of those that were there at the commit, who is not found counts as gone until it comes
+            self._standing.lost |= set(self._return.commit.members)
+            self._standing.lost -= set(self._return.workers)
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)

@@ -90,6 +90,15 @@ def test_who_came_has_too_little_and_another_machine_takes_its_stage(in_threads:
     run.assert_clean()
 
 
+def test_what_is_told_of_the_placement_is_what_machines_have_room_for(in_threads: Any) -> None:
+    """How much memory w1 has is known when it comes; w2 can hold its stage too."""
+    run = Run(config_of(2), in_threads, w1=10, w2=ROOMY).end()
+    assert [event.primaries for event in run.of(Placed)] == [("initiator", "w2", "w2", "initiator")]
+    assert run.of(Placed)[0].memory_bytes["w2"] == needs(2, 1)
+    assert run.result is not None
+    assert run.result.weights_digest == clean()
+
+
 def test_a_newcomer_that_has_too_little_too_does_not_end_the_wait(in_threads: Any) -> None:
     run = Run(config_of(), in_threads, let_in("w8", "w9"), w1=10, w2=needs(2, 1), w8=10, w9=needs(1))
     answers = []
