@@ -308,7 +308,7 @@ class Trainer:
         if broken is not None:
             raise FaultWindowExceeded(broken)
         states = cluster.collect()
-        if recut(states, job.recut(move.placement.layers).plan) is None:
+        if recut(states, job.recut(move.placement.layers).plan) is None or not self._keeps(job, keeper, cluster, states):
             return None
         self._measure(cluster)
         return self._deploy(job, keeper, states, move=move)
@@ -381,6 +381,16 @@ class Trainer:
             return
         sealed = cluster.archive.digests if cluster.archive.version == version and cluster.archive.checked else {}
         keeper.keep(states, self._so_far(job, keeper, version, _usage(cluster)), dict(sealed))
+
+    def _keeps(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> bool:
+        """Begin a checkpoint of states that machines are going to forget. With a journal it must be written: the last commit is
+        of the old cut.
+        """
+        self._keep(job, keeper, cluster, states)
+        if self._commits is None:
+            return True
+        self._hear_of_checkpoints(keeper, wait=True)
+        return keeper.newest is not None and version_of(keeper.newest) == _version(states)
 
     def _so_far(self, job: Job, keeper: Keeper, version: int, usage: Usage) -> Progress:
         """What the run has counted up to `version`, with what this deployment has used until now."""
