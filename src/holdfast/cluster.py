@@ -200,7 +200,7 @@ class Cluster:
             return
         primaries = self._room.resettle(membership.route, membership.spares)
         if primaries is None:
-            raise NotEnoughMemory(f"the stages cannot be seated: {self._room.wanted(membership.route, ())}")
+            raise NotEnoughMemory(f"the stages cannot be seated: {self._room.wanted(membership.route, self._deployment.lost)}")
         idle = [name for name in membership.route.workers if name not in primaries]
         membership.spares = [*(name for name in membership.spares if name not in primaries), *idle]
         membership.start_on(self._route(primaries))
@@ -289,16 +289,22 @@ class Cluster:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def run_step(self, step: int) -> str | None:
+    def run_step(self, step: int, stopping: Callable[[], bool] = lambda: False) -> str | None:
         """Take the run from version `step` to the next; the answer says why that cannot be done, if it cannot.
 
-        Raises NotEnoughMemory where the machines that are left cannot hold all stages, and no other can come.
+        Where the machines that are left cannot hold all stages it waits for others, until `stopping`; then the coordinator is
+        not idle afterwards. Raises NotEnoughMemory where no other can come.
         """
         coordinator = self.coordinator
+
+        def over() -> bool:
+            waits_in_vain = coordinator.paused is not None and stopping()
+            return coordinator.idle() or coordinator.broken is not None or waits_in_vain
+
         self.launcher.inject(coordinator.begin(step))
-        while not (coordinator.idle() or coordinator.broken is not None):
+        while not over():
             try:
-                self.launcher.run_until(lambda: coordinator.idle() or coordinator.broken is not None)
+                self.launcher.run_until(over)
             except Deadlock:
                 if coordinator.paused is None:
                     raise

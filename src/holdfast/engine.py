@@ -78,7 +78,8 @@ class Launcher(Protocol):
 
 class Engine(Protocol):
     """See the module. `may_come` says whether a machine that is not there may still come; `introduce` what one has told of its
-    speed and its memory.
+    speed and its memory. Where a deployment had no room and another one is waited for, `look_around` ends it, hears for a
+    moment what comes, and says whose machines are there.
     """
 
     @property
@@ -87,6 +88,8 @@ class Engine(Protocol):
     def survey(self, job: Job, workers: Sequence[str], /) -> Survey: ...
 
     def introduce(self, worker: str, /) -> Machine: ...
+
+    def look_around(self) -> Sequence[str]: ...
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
 
@@ -115,6 +118,9 @@ class MemoryEngine:
         speed = 1.0 if speeds is None or worker not in names else speeds[names.index(worker)]
         last = speeds[-1] if speeds is not None and worker == INITIATOR else None
         return Machine(worker, speed, described_memory(self._config, worker), last)
+
+    def look_around(self) -> Sequence[str]:
+        return names_of_workers(self._config.pipeline.stages)[1:-1]
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> InProcess:
         config = self._config.cluster

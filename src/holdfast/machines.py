@@ -130,6 +130,7 @@ class Machines:
         self._present: dict[str, Endpoint] = {}
         self._kept: dict[str, frozenset[tuple[int, bytes]]] = {}
         self._start_s = patience.start_s
+        self._gathered = False
         self._told: dict[str, Present] = {}
         self._order_names: Sequence[str] = ()
         self._deployed: set[str] = set()
@@ -182,10 +183,18 @@ class Machines:
         relative = speed / self._mine if self._mine and 0 < speed < MOST_SPEED else 1.0
         return Machine(worker, relative, min(limits, default=None))
 
+    def look_around(self) -> Sequence[str]:
+        """While nothing is deployed: who is there, after what comes within a moment."""
+        self._shut()
+        self.receive(POLL_S)
+        with self._lock:
+            return sorted(self._present)
+
     def deploy(self, ensemble: Ensemble, hooks: Hooks) -> Remote:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
 
-        Raises NetworkError where nobody comes at all.
+        Once a cluster has been deployed a gap is filled by others, and nobody is waited for longer than for an answer. Raises
+        NetworkError where nobody comes to the first one, and nobody else may.
         """
         self._shut()
         wanted = list(ensemble.workers)
@@ -203,7 +212,7 @@ class Machines:
             for name in self._present:
                 self._instruct(name)
         self._gather(wanted)
-        self._start_s = self._patience.start_s
+        self._start_s, self._gathered = min(self._patience.start_s, self._patience.deploy_s), True
         self._await(lambda name: name in self._deployed or name in self._gone, wanted, self._patience.deploy_s)
         self._transport.generation = self._generation
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
@@ -219,20 +228,25 @@ class Machines:
 
     def reunite(self, names: Sequence[str], settled: Callable[[Mapping[str, frozenset[tuple[int, bytes]]]], bool]) -> None:
         """Before the first deployment: let machines come, above all these, until `settled` is content with what those who are
-        there say that they keep (stage and digest, by name). Whoever goes now is waited for no longer than for another answer.
+        there say that they keep (stage and digest, by name). If any came, nobody is waited for longer than for an answer now.
         """
         self.crew.gather(names)
         self._meet()
         while not settled(dict(self._kept)):
             self.receive(POLL_S)
-        self._start_s = min(self._patience.start_s, self._patience.deploy_s)
+        if self._present:
+            self._start_s = min(self._patience.start_s, self._patience.deploy_s)
 
     def _gather(self, wanted: Sequence[str]) -> None:
         self.crew.gather(wanted)
         self._meet()
         self._await(lambda name: name in self._present or self._has_given_up(name), wanted, self._start_s)
-        if wanted and not self._present.keys() & set(wanted):
+        with self._lock:
+            lacking = [name for name in wanted if name not in self._present]
             why = "; ".join(f"{name}: {reason}" for name, reason in self._gone.items()) or "none has connected"
+            for name in lacking:
+                self._gone.setdefault(name, f"it did not come within {self._start_s:g} s")
+        if lacking and lacking == list(wanted) and not self._gathered and not self.crew.awaits(""):
             raise NetworkError(f"none of {', '.join(wanted)} came within {self._start_s:g} s ({why})")
 
     def close(self) -> None:

@@ -24,14 +24,14 @@ import torch
 from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
 from holdfast.comeback import Return
-from holdfast.commits import Commits, cut_as, too_many
+from holdfast.commits import Commits
 from holdfast.config import RunConfig
+from holdfast.deployments import Deployments
 from holdfast.digest import weights_digest
 from holdfast.engine import Company, Engine, MemoryEngine, names_of_workers
 from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
-    Banned,
     CheckpointFailed,
     CheckpointTaken,
     CheckpointWritten,
@@ -44,7 +44,6 @@ from holdfast.event import (
     RolledBack,
     RunFinished,
     RunStarted,
-    WorkerLost,
 )
 from holdfast.evidence.identity import Identity
 from holdfast.evidence.notary import Notary
@@ -57,9 +56,10 @@ from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
 from holdfast.partition.selftest import self_test
 from holdfast.placement.recut import recut
-from holdfast.placement.steward import Steward
+from holdfast.placement.steward import Move, Steward
 from holdfast.progress import Progress
 from holdfast.result import Counts, GroundTruth, Meter, RunFacts, RunResult, summarise
+from holdfast.standing import Standing
 
 Observer = Callable[[Event, float], None]
 Usage = tuple[float, int, Mapping[str, float]]
@@ -116,14 +116,15 @@ class Trainer:
         self._notary = Notary()
         self._likeness: Likeness | None = None
         self._meter = Meter()
-        self._lost: set[str] = set()
+        self._before = Progress()
+        self._standing = Standing(config.defence, lambda: Counter(self._before.lies) + self._counts.blamed_workers)
         self._stopping = False
-        self._steward: Steward | None = None
+        self._announced = False
+        self._deployments: Deployments | None = None
         self._fell: tuple[int, frozenset[str]] | None = None
         self._commits: Commits | None = None
         self._return: Return | None = None
         self._set_aside: str | None = None
-        self._before = Progress()
         self._began = time.perf_counter()
 
     def stop(self) -> None:
@@ -163,7 +164,7 @@ class Trainer:
         score = self._evaluate(job, states, step)
         weights = _united(states)
         keeper.write_model(weights)
-        pace = self._steward_of.pace(step, cluster)
+        pace = self._steward.pace(step, cluster)
         here = replace(
             self._result(job, keeper, step, score, self._meter),
             weights_digest=weights_digest(_published(weights)),
@@ -192,7 +193,10 @@ class Trainer:
             self._return = found
         else:
             self._set_aside = found
-        self._lost |= set(self._before.lost) - set(self._return.workers if self._return else ())
+        self._standing.lost |= set(self._before.lost)
+        if self._return is not None:  # of those that were there at the commit, who is not found counts as gone until it comes
+            self._standing.lost |= set(self._return.commit.members)
+            self._standing.lost -= set(self._return.workers)
         keeper.open(_version(states))
         if self._resume is not None:
             self._tell(Resumed(_version(states)), 0.0)
@@ -202,26 +206,19 @@ class Trainer:
     def _train(self, job: Job, keeper: Keeper, states: States) -> tuple[States, int, Cluster, Job]:
         if self._commits is not None and self._return is None:
             self._commits.forget()
-        job, states = self._place(job, keeper, states)
-        self._announce(job)
-        if self._return is not None:
-            self._tell(Reunited(self._return.commit.version, self._return.workers), 0.0)
-        elif self._set_aside is not None:
-            self._tell(JournalSetAside(_version(states), self._set_aside), 0.0)
-        self._steward_of.announce(_version(states))
-        cluster = self._deploy(job, keeper, states)
+        self._deployments = self._open_deployments(job, keeper, states)
+        job, states, cluster = self._deploy(job, keeper, states)
         step, steps = _version(states), self._config.training.steps
         returned = self._return is not None  # and what is due after a seal may not have been done
         while (sealed := returned or self._owes(states, step, job)) or (step < steps and not self._stopping):
             returned = False
             try:
-                broken = None if sealed else cluster.run_step(step)
-            except NotEnoughMemory:
-                self._keep(job, keeper, cluster, cluster.collect())
-                self._hear_of_checkpoints(keeper, wait=True)
+                broken = None if sealed else cluster.run_step(step, lambda: self._stopping)
+            except NotEnoughMemory as error:
+                self._keep_what_is_there(job, keeper, cluster, error)
                 raise
             if broken is None:
-                step += not sealed
+                step += not sealed and cluster.coordinator.idle()  # who is stopped while the run waits has not begun it
                 try:
                     states = self._look_after(job, keeper, cluster, step) or states
                     if step < steps and not self._stopping:
@@ -234,72 +231,87 @@ class Trainer:
             if broken is not None:
                 states = self._fall_back(job, keeper, cluster, step, broken)
                 step = _version(states)
-                job, states = self._place(job, keeper, states)
-                self._steward_of.announce(step, "after the run went back")
-                cluster = self._deploy(job, keeper, states)
+                job, states, cluster = self._deploy(job, keeper, states, "after the run went back")
         self._keep(job, keeper, cluster, states)
         self._hear_of_checkpoints(keeper, wait=True)
         return states, step, cluster, job
+
+    def _keep_what_is_there(self, job: Job, keeper: Keeper, cluster: Cluster, reason: NotEnoughMemory) -> None:
+        """The run ends for lack of memory, and whoever has the states is still there, it is hoped."""
+        try:
+            states = cluster.collect()
+        except FaultWindowExceeded as error:
+            raise NotEnoughMemory(f"{reason}; and its last states could not be kept: {error}") from error
+        self._keep(job, keeper, cluster, states)
+        self._hear_of_checkpoints(keeper, wait=True)
 
     def _owes(self, states: States, step: int, job: Job) -> bool:
         """Whether the run was stopped after it had been looked after: the states of its last step are still to be collected."""
         return self._stopping and (_version(states) != step or len(states) < job.plan.stages)
 
-    def _place(self, job: Job, keeper: Keeper, states: States) -> tuple[Job, States]:
-        """Decide who carries what in the next deployment; the states are cut as it wants them."""
+    def _open_deployments(self, job: Job, keeper: Keeper, states: States) -> Deployments:
         assert self._engine is not None
-        found = self._found(states)
-        if self._steward is None:
-            workers = None if found is None else found.workers
-            tell = partial(self._tell, seconds=0.0)
-            self._steward = Steward(job, self._engine, tell, cuts=self._likeness is None, workers=workers)
-        if found is not None:
-            job = cut_as(found.commit, job)
-            keeper.recut(job)
-            self._steward.find(_version(states), job.plan.layers, found.seats.primaries)
-            return job, states
-        out = self._lost | set(self._to_ban())
-        placement = self._steward.settle(_version(states), out, job.plan.layers)
-        fresh = recut(states, job.recut(placement.layers).plan)
-        if fresh is None:  # stages were skipped: their parameters stay together
-            placement = self._steward.settle(_version(states), out, job.plan.layers, fixed=True)
-            fresh = dict(states)
-        job = job.recut(placement.layers)
-        keeper.recut(job)
-        return job, fresh
-
-    def _found(self, states: States) -> Return | None:
-        """The commit that these states are of, if that is what the run goes on from: machines hold the others."""
-        return self._return if self._return is not None and states is self._return.states else None
+        workers = None if self._return is None else self._return.workers
+        steward = Steward(job, self._engine, partial(self._tell, seconds=0.0), cuts=self._likeness is None, workers=workers)
+        return Deployments(
+            self._engine,
+            steward,
+            self._standing,
+            self._tell,
+            partial(self._deployment, keeper),
+            placed=partial(self._announce, _version(states)),
+            found=self._return,
+            stopping=lambda: self._stopping,
+        )
 
     @property
-    def _steward_of(self) -> Steward:
-        assert self._steward is not None, "stages are placed before anything is deployed"
-        return self._steward
+    def _steward(self) -> Steward:
+        assert self._deployments is not None, "stages are placed before anything is deployed"
+        return self._deployments.steward
+
+    def _deploy(
+        self, job: Job, keeper: Keeper, states: States, cause: str = "", move: Move | None = None
+    ) -> tuple[Job, States, Cluster]:
+        assert self._deployments is not None
+        job, states, cluster = self._deployments.deploy(job, states, cause, move)
+        keeper.recut(job)
+        self._deployed(cluster)
+        return job, states, cluster
+
+    def _deployment(self, keeper: Keeper, job: Job) -> Deployment:
+        name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
+        draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
+        committed = None if self._commits is None else partial(self._write_down, job, keeper, self._commits)
+        return Deployment(
+            name,
+            notary=self._notary,
+            draw=draw,
+            likeness=self._likeness,
+            identity=self._identity,
+            committed=committed,
+        )
 
     def _move(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> tuple[Job, States, Cluster] | None:
         """Where another placement is worth it: other seats from the next step on, or another cut from the newest sealed states.
 
         The answer is what goes on from here, where the cluster was deployed anew.
         """
-        move = self._steward_of.review(step, cluster)
+        move = self._steward.review(step, cluster)
         if move is None:
             return None
         if move.placement.layers == job.plan.layers:
-            self._steward_of.adopt(step, move)
+            self._steward.adopt(step, move)
+            self._steward.announce(step, move.cause)
             cluster.coordinator.assign(move.placement.primaries)
             return None
         broken = cluster.settle()
         if broken is not None:
             raise FaultWindowExceeded(broken)
-        states = recut(cluster.collect(), job.recut(move.placement.layers).plan)
-        if states is None:
+        states = cluster.collect()
+        if recut(states, job.recut(move.placement.layers).plan) is None or not self._keeps(job, keeper, cluster, states):
             return None
         self._measure(cluster)
-        job = job.recut(move.placement.layers)
-        keeper.recut(job)
-        self._steward_of.adopt(step, move)
-        return job, states, self._deploy(job, keeper, states)
+        return self._deploy(job, keeper, states, move=move)
 
     def _look_after(self, job: Job, keeper: Keeper, cluster: Cluster, step: int) -> States:
         """Evaluate and keep where that is due; in this order, so that a run that goes on from here has nothing to repeat.
@@ -327,54 +339,14 @@ class Trainer:
     def _is_due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0 and step < self._config.training.steps
 
-    def _deploy(self, job: Job, keeper: Keeper, states: States) -> Cluster:
-        """A cluster without those who are lost or have lied too often, which remembers who has lied."""
-        lies, policy = self._lies, self._config.defence
-        for worker in self._to_ban():
-            self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
-        name = f"{self.run_id}/{uuid.uuid4().hex[:8]}"  # nobody's word before a rollback counts against him after it
-        draw = int(self._before.sums.get("rollbacks", 0)) + self._counts.rollbacks
-        placement = self._steward_of.placement
-        assert placement is not None
-        committed = None if self._commits is None else partial(self._write_down, job, keeper, self._commits)
-        deployment = Deployment(
-            name,
-            frozenset(self._lost),
-            self._notary,
-            draw,
-            self._likeness,
-            self._identity,
-            committed,
-            placement.primaries,
-            self._steward_of.spares(self._lost, placement),
-            self._steward_of.hops,
-        )
-        cluster = Cluster(deployment, job, self._tell, self._engine)
-        found = self._found(states)
-        cluster.deploy(states, _version(states), None if found is None else found.seats)
-        record = cluster.coordinator.membership
-        record.lies.update(lies)
-        if policy.ban_policy == "quarantine":
-            record.quarantined |= lies.keys()
-        self._deployed(cluster)
-        return cluster
-
-    @property
-    def _lies(self) -> Counter[str]:
-        return Counter(self._before.lies) + self._counts.blamed_workers
-
-    def _to_ban(self) -> list[str]:
-        """Who has lied too often to come along."""
-        return [name for name in too_many(self._lies, self._config.defence) if name not in self._lost]
-
     def _fall_back(self, job: Job, keeper: Keeper, cluster: Cluster, step: int, reason: str) -> States:
         """Go back: to before the earliest lie that spot checks found, where the states of that version are still shown, else to
         the last certified checkpoint that is early enough. Whoever is lost or convicted does not come along.
         """
         self._hear_of_checkpoints(keeper, wait=True)
         self._counts.rollbacks += 1
-        again = self._fell == (step, frozenset(self._lost))
-        self._fell = (step, frozenset(self._lost))
+        again = self._fell == (step, frozenset(self._standing.lost))
+        self._fell = (step, frozenset(self._standing.lost))
         if again or self._counts.rollbacks > MAX_ROLLBACKS:
             raise FaultWindowExceeded(f"fell back {self._counts.rollbacks} times, last in step {step}: {reason}")
         rewind = cluster.coordinator.inspector.rewind
@@ -410,12 +382,22 @@ class Trainer:
         sealed = cluster.archive.digests if cluster.archive.version == version and cluster.archive.checked else {}
         keeper.keep(states, self._so_far(job, keeper, version, _usage(cluster)), dict(sealed))
 
+    def _keeps(self, job: Job, keeper: Keeper, cluster: Cluster, states: States) -> bool:
+        """Begin a checkpoint of states that machines are going to forget. With a journal it must be written: the last commit is
+        of the old cut.
+        """
+        self._keep(job, keeper, cluster, states)
+        if self._commits is None:
+            return True
+        self._hear_of_checkpoints(keeper, wait=True)
+        return keeper.newest is not None and version_of(keeper.newest) == _version(states)
+
     def _so_far(self, job: Job, keeper: Keeper, version: int, usage: Usage) -> Progress:
         """What the run has counted up to `version`, with what this deployment has used until now."""
         meter = replace(self._meter, seconds=Counter(self._meter.seconds))
         meter.add(*usage)
         here = self._result(job, keeper, version, NOT_SCORED, meter)
-        return Progress.of(self._before.plus(here), frozenset(self._lost))
+        return Progress.of(self._before.plus(here), frozenset(self._standing.lost))
 
     def _hear_of_checkpoints(self, keeper: Keeper, *, wait: bool = False) -> None:
         """Tell of those that are written now; of those that could not be, only the first in a row."""
@@ -441,23 +423,29 @@ class Trainer:
 
     def _tell(self, event: Event, seconds: float) -> None:
         """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
-        if isinstance(event, (WorkerLost, Banned)):
-            self._lost.add(event.worker)
+        self._standing.hear(event)
         if isinstance(event, Joined):
-            self._lost.discard(event.worker)
             self._fell = None  # whoever goes again in the same step has been back: that is no run in a circle
         self._meter.latest_s = max(self._meter.latest_s, seconds)
         at = self._before.virtual_s + self._meter.virtual_s + self._meter.latest_s
         for observer in self._observers:
             observer(event, at)
 
-    def _announce(self, job: Job) -> None:
+    def _announce(self, version: int, job: Job) -> None:
+        """Once: what is going to be trained, and where it goes on."""
+        if self._announced:
+            return
+        self._announced = True
         plan, stages = job.plan, self._config.pipeline.stages
         shown = [
             f"layers {lo} to {hi - 1}, {n:,} parameters" for (lo, hi), n in zip(plan.layers, plan.parameter_counts, strict=True)
         ]
         names = names_of_workers(stages)
         self._tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names), 0.0)
+        if self._return is not None:
+            self._tell(Reunited(self._return.commit.version, self._return.workers), 0.0)
+        elif self._set_aside is not None:
+            self._tell(JournalSetAside(version, self._set_aside), 0.0)
 
     def _result(self, job: Job, keeper: Keeper, steps: int, score: Evaluation, meter: Meter) -> RunResult:
         """What this process has come to; what came before it was resumed is not in it."""

@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.cast import Troupe
 from holdfast.config import RunConfig
-from holdfast.engine import described_memory
+from holdfast.engine import described_memory, names_of_workers
 from holdfast.errors import NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import derived
@@ -105,7 +105,8 @@ class Threads:
     """A `Crew` whose machines are threads; `kill` lets one vanish, as if its plug were pulled.
 
     The first machine of who `stumbles` says that it is there and vanishes (for good if it `stays_away`); who is in `slow_s`
-    takes so long to be deployed.
+    takes so long to be deployed. `memory` is what machines tell of theirs; with an `open_door` anybody may still come, but
+    who is `unplugged`.
     """
 
     def __init__(self, config: RunConfig, hub: Hub, ended: Callable[[str, str], None], troupe: Troupe | None) -> None:
@@ -113,7 +114,10 @@ class Threads:
         self.fenced: list[str] = []
         self.stumbles: set[str] = set()
         self.stays_away: set[str] = set()
+        self.unplugged: set[str] = set()
         self.slow_s: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
+        self.open_door = False
         self._config = config
         self._hub = hub
         self._ended = ended
@@ -122,7 +126,7 @@ class Threads:
 
     def gather(self, names: Sequence[str]) -> None:
         for name in names:
-            if name not in self._stations:
+            if name not in {*self._stations, *self.unplugged}:
                 self.start(name)
 
     def start(self, name: str) -> None:
@@ -143,7 +147,8 @@ class Threads:
             time.sleep(self.slow_s.get(name, 0.0))
             return played(actor)
 
-        part = Part(name, Present(end.me.address, "cpu", "native"), sign=sign, play=play, die=partial(self.kill, name))
+        present = Present(end.me.address, "cpu", "native", self.memory.get(name, 0))
+        part = Part(name, present, sign=sign, play=play, die=partial(self.kill, name))
         station = Station(part, end)
         thread = threading.Thread(target=station.run, name=name, daemon=True)
         self._stations[name] = station, thread
@@ -167,10 +172,12 @@ class Threads:
         return [Endpoint(name, (name,), None) for name in self._stations]
 
     def key(self, name: str) -> bytes | None:
-        return None
+        """Of a stranger it is not known before it comes."""
+        known = name in names_of_workers(self._config.pipeline.stages)
+        return None if known else derived(self._config.training.seed, name).public
 
     def awaits(self, name: str) -> bool:
-        return name in self._stations
+        return self.open_door or name in self._stations
 
     def left(self, name: str, *, banned: bool) -> None:
         self.fenced.append(name)
@@ -194,6 +201,7 @@ class InThreads:
     ) -> None:
         self.hub = Hub()
         self.prepare = prepare
+        self.patience = Patience(20.0, 20.0, 2.0, 20.0)
         self.config = config
         self.troupe = troupe
         self.crew: Threads | None = None
@@ -205,9 +213,8 @@ class InThreads:
                 self.prepare(self.crew)
             return self.crew
 
-        self.machines = Machines(
-            self.hub.end(HOST, TRUSTED), crew, Patience(20.0, 20.0, 2.0, 20.0), partial(described_memory, self.config)
-        )
+        memory = partial(described_memory, self.config)
+        self.machines = Machines(self.hub.end(HOST, TRUSTED), crew, self.patience, memory)
         return self.machines
 
 

@@ -49,7 +49,8 @@ class Run:
         self.events: list[Event] = []
         self._at = at
         observers = [self._observe] + ([] if troupe is None else [troupe.observe])
-        self.result = Trainer(config, cast=troupe, observers=observers, open_engine=self.stage.open).run()
+        self.trainer = Trainer(config, cast=troupe, observers=observers, open_engine=self.stage.open)
+        self.result = self.trainer.run()
 
     def _observe(self, event: Event, _seconds: float) -> None:
         self.events.append(event)
@@ -233,6 +234,23 @@ def test_where_nobody_can_hold_more_the_run_waits_until_the_lost_machine_is_back
     assert [event.worker for event in run.of(Joined)] == ["w2"]
     assert run.of(Reseated)[-1].primaries.count("w2") == 1
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
+
+
+def test_a_run_that_is_stopped_while_it_waits_keeps_what_is_sealed(in_threads: Any) -> None:
+    layers, needs = job_of(config_of()).plan.layers, Needs(job_of(config_of()))
+    own = [needs((layers[i], layers[i - 1]) if i > 1 else (layers[i],)) for i in range(1, 4)]
+    first = needs((layers[0], layers[4], layers[3]))
+
+    def at(run: Run, event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 1:
+            run.stage.crew.kill("w2")
+        if isinstance(event, Paused):
+            run.trainer.stop()
+
+    run = Run(config_of(cluster={"memories": (first, *own, first)}), in_threads, at)
+    assert run.result.interrupted
+    assert run.result.steps == run.of(Paused)[0].step
+    assert run.result.tokens == run.result.steps * 4 * 16
 
 
 def test_machines_are_placed_as_they_say_they_are_and_the_weights_are_the_same(in_threads: Any) -> None:

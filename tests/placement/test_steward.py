@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.claim import StageState
+from holdfast.cluster import Cluster
 from holdfast.config import RunConfig, resolve
 from holdfast.engine import MemoryEngine
-from holdfast.errors import ConfigError, NotEnoughMemory
-from holdfast.event import CheckpointWritten, Event, Paced, Paused, Placed, Reseated, StepSealed
+from holdfast.errors import CheckpointError, ConfigError, FaultWindowExceeded, NotEnoughMemory
+from holdfast.event import CheckpointFailed, CheckpointWritten, Event, Paced, Paused, Placed, Reseated, Resumed, StepSealed
+from holdfast.evidence.identity import generate
+from holdfast.journal import FOLDER, Journal
 from holdfast.placement.load import Needs
 from holdfast.placement.recut import recut
 from holdfast.result import RunResult
@@ -154,6 +158,56 @@ def test_states_are_put_together_for_another_cut_or_not_at_all():
     assert recut(states, other.plan) is None, "a skipped stage is younger than its neighbours"
 
 
+class Death(Exception):
+    """The host dies here."""
+
+
+class Lives:
+    """A run with a journal, as a host has it; it dies where it has told of its second placement."""
+
+    def __init__(self, out: Path) -> None:
+        self.config = config_of(stages=4, faults=["slow worker=w2 step=3 factor=6"], cluster=MEASURED, out=str(out))
+        self.events: list[Event] = []
+        self.journal = Journal(out / FOLDER, generate())
+
+    def live(self, *, dies: bool, resume: Path | None = None) -> RunResult:
+        def at(event: Event, _seconds: float) -> None:
+            self.events.append(event)
+            if dies and isinstance(event, Placed) and event.step:
+                raise Death
+
+        config, cast = self.config, Troupe(self.config)
+        return Trainer(config, cast=cast, observers=[at], job=job_of(config), journal=self.journal, resume=resume).run()
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def test_a_host_that_dies_when_its_stages_are_cut_anew_repeats_no_step(tmp_path):
+    """Machines forget the old stages when they get the new ones, and the journal knows only of the old."""
+    run = Lives(tmp_path / "run")
+    with pytest.raises(Death):
+        run.live(dies=True)
+    cut = run.of(Placed)[-1]
+    assert cut.layers != run.of(Placed)[0].layers
+    result = run.live(dies=False, resume=tmp_path / "run")
+    assert [event.version for event in run.of(Resumed)] == [cut.step]
+    assert [event.step for event in run.of(StepSealed)] == list(range(12))
+    assert result.weights_digest == clean_digest()
+
+
+def test_what_cannot_be_kept_is_not_cut_anew(tmp_path, monkeypatch):
+    def full(*_args, **_more):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr("holdfast.keeper.write_checkpoint", full)
+    run = Lives(tmp_path / "run")
+    result = run.live(dies=True)
+    assert len(run.of(Placed)) == 1
+    assert run.of(CheckpointFailed)
+    assert result.weights_digest == clean_digest()
+
+
 # -- memory ---------------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +241,15 @@ def test_where_nobody_has_enough_the_run_says_so_and_keeps_what_it_has(tmp_path)
     (written,) = [event for event in events if isinstance(event, CheckpointWritten)]
     assert written.step == 5
     assert sum(isinstance(event, Paused) for event in events) == 1
+
+
+def test_that_the_states_cannot_be_kept_does_not_hide_why_the_run_ends(monkeypatch):
+    def lacking(cluster):
+        raise FaultWindowExceeded("no holder of stages [2] has sent the state that was sealed")
+
+    monkeypatch.setattr(Cluster, "collect", lacking)
+    with pytest.raises(NotEnoughMemory, match=r"w3 would hold stages 1, 2, 3: .* could not be kept: no holder of stages \[2\]"):
+        Run(config_of(faults=CRASH, cluster=tight(1)))
 
 
 class Returning(MemoryEngine):

@@ -17,7 +17,8 @@ from holdfast.route import Route, reshadowed
 EXHAUSTIVE = 3_000
 """Ways to seat everybody up to which all are looked at."""
 
-_NEWCOMER = "a machine that comes"
+NEWCOMER = "a machine that comes"
+"""How one is called of whom nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,14 @@ class Room:
         """What a run that cannot go on waits for."""
         middle = [i for i in route.stages if not self._is_outer(route, i)]
         sizes = sorted({self.needs(stages) for i in middle for stages in ((i,), (i, i - 1))})
-        helped = (size for size in sizes if replace(self, limit=self._with(size)).resettle(route, [_NEWCOMER]) is not None)
+        helped = (size for size in sizes if replace(self, limit=self._with(size)).resettle(route, [NEWCOMER]) is not None)
         enough = next(helped, None)
         waits = f"a machine with at least {readable(enough)}" if enough is not None else "more than one machine"
         back = f", or for {' or '.join(sorted(lost))} to come back" if lost else ""
         return f"{'; '.join(map(str, self.lacking(self._target(route, route.primaries))))}; waits for {waits}{back}"
 
     def _with(self, size: int) -> Callable[[str], int | None]:
-        return lambda worker: size if worker == _NEWCOMER else self.limit(worker)
+        return lambda worker: size if worker == NEWCOMER else self.limit(worker)
 
     def _is_outer(self, route: Route, stage: int) -> bool:
         return stage in (0, route.stages[-1])

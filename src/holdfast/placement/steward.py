@@ -10,7 +10,7 @@ Speeds are first what machines say of themselves (or what the described cluster 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from holdfast.cluster import Cluster, seats
@@ -21,9 +21,11 @@ from holdfast.job import Job
 from holdfast.partition.memory import readable
 from holdfast.placement.load import load_of
 from holdfast.placement.place import Layers, Machine, Names, Placement, place, predict
+from holdfast.placement.room import NEWCOMER, Room
 from holdfast.placement.stopwatch import STEPS, Hops, Measured, speeds_from
 from holdfast.route import Route
 from holdfast.stage import INITIATOR
+from holdfast.standing import Standing
 
 OFF = 1.1
 """A step that takes this many times what was predicted, or a machine that does, is looked into."""
@@ -58,7 +60,7 @@ class Steward:
         if workers is None:
             workers = [name for name in dict.fromkeys(names_of_workers(job.plan.stages)) if name != INITIATOR]
         survey = engine.survey(job, workers)
-        self._introduce = engine.introduce
+        self._engine = engine
         self._job = job
         self._tell = tell
         self._cuts = cuts
@@ -72,21 +74,98 @@ class Steward:
     def _measures(self) -> bool:
         return self._job.config.cluster.placement == "measured"
 
-    def settle(self, step: int, lost: Collection[str], layers: Layers, *, fixed: bool = False) -> Placement:
+    def settle(self, step: int, standing: Standing, layers: Layers, *, fixed: bool = False) -> Placement:
         """The placement of a deployment; with `fixed` only who has which stage of `layers` is open.
 
-        Raises NotEnoughMemory where a machine's stated memory does not suffice.
+        Raises NotEnoughMemory where nobody's stated memory suffices, and says what would help.
         """
-        stages = len(layers)
-        there = [machine for name, machine in self._machines.items() if name not in lost]
-        if self._measures:
-            found = place(self._load, stages, there, layers=layers if fixed or not self._cuts else None)
+        there = [self._machine(name) for name in self._machines if name not in standing.out]
+        if not self._measures:
+            found = self._as_listed(standing, layers, there)
         else:
-            primaries = seats(stages, frozenset(lost))
-            found = predict(self._load, layers, primaries, self._there(primaries, [machine.name for machine in there]))
-            self._check(found)
+            kept = layers if fixed or not self._cuts else None
+            try:
+                found = place(self._load, len(layers), there, layers=kept)
+            except NotEnoughMemory as error:
+                if not self._engine.may_come:
+                    raise
+                raise NotEnoughMemory(f"{error}; {self._wanted(there, len(layers), kept, standing)}") from None
         self.placement, self._moved_at, self._told = found, step, False
         return found
+
+    def _as_listed(self, standing: Standing, layers: Layers, there: Sequence[Machine]) -> Placement:
+        """Who is listed, and after him the next one along the pipeline; others where memory wants it, but not at the start of a
+        run whose machines are all described: there the plan is to be mended.
+        """
+        primaries = seats(len(layers), standing.out)
+        names = [machine.name for machine in there]
+        route = self._load.route(primaries, INITIATOR)
+        self._there(primaries, names)
+        room = self._room(layers)
+        if room.lacking(route) and (standing.lost or self._engine.may_come):
+            settled = room.resettle(route, [name for name in names if name not in route.workers])
+            if settled is None:
+                raise NotEnoughMemory(f"the stages cannot be seated: {room.wanted(route, standing.missed)}")
+            primaries = settled
+        found = predict(self._load, layers, primaries, self._there(primaries, names))
+        self._check(found)
+        return found
+
+    def _room(self, layers: Layers) -> Room:
+        needs = self._load.memory
+        return Room(
+            lambda stages: needs(tuple(layers[i] for i in stages)),
+            lambda worker: self._machines[worker].memory_bytes if worker in self._machines else None,
+            shadowed=self._load.shadowed,
+        )
+
+    def _wanted(self, there: Sequence[Machine], stages: int, layers: Layers | None, standing: Standing) -> str:
+        """What a run without a placement waits for."""
+        back = f", or for {' or '.join(sorted(standing.missed))} to come back" if standing.missed else ""
+        try:
+            found = place(self._load, stages, [*there, Machine(NEWCOMER)], layers=layers)
+        except NotEnoughMemory:
+            return f"waits for more than one machine{back}"
+        return f"waits for a machine, for which {readable(found.memory.get(NEWCOMER, 0))} would do{back}"
+
+    def beyond_help(self, layers: Layers) -> str | None:
+        """Why no machine that comes could help: the initiator cannot hold what nobody else may. None where it can."""
+        limit, count = self._machines[INITIATOR].memory_bytes, layers[-1][1]
+        if self._measures and self._cuts and len(layers) > 2:
+            layers = tuple((i, i + 1) for i in (0, *range(count - len(layers) + 1, count)))
+        held = (layers[0], layers[-1], layers[-2]) if self._load.shadowed and len(layers) > 2 else (layers[0], layers[-1])
+        needed = self._load.memory(held)
+        if limit is None or needed <= limit:
+            return None
+        return (
+            f"{INITIATOR} has {readable(limit)}, but what nobody else may hold (the first and the last stage, and a shadow) "
+            f"needs {readable(needed)}; give it more memory, or use more stages, or smaller or fewer micro-batches"
+        )
+
+    @property
+    def workers(self) -> frozenset[str]:
+        """All that are known by name, whether they are there or not."""
+        return frozenset(self._machines) - {INITIATOR}
+
+    def meet(self, names: Iterable[str]) -> bool:
+        """These are there; whether they have told of other memory than they had when they were last asked."""
+        before = dict(self._machines)
+        fresh = [self._machine(name) for name in names]
+        return any(found.name in before and before[found.name].memory_bytes != found.memory_bytes for found in fresh)
+
+    def _machine(self, name: str) -> Machine:
+        """With the memory that it tells of now, and the speed that was last known."""
+        told = self._engine.introduce(name)
+        known = self._machines.get(name, told)
+        self._machines[name] = known = replace(known, memory_bytes=told.memory_bytes)
+        return known
+
+    def seated(self, route: Route) -> None:
+        """Where machines had less room than was known before they came, others have got their seats."""
+        assert self.placement is not None
+        if route.primaries != self.placement.primaries:
+            there = self._there(route.primaries, ())
+            self.placement = predict(self._load, self.placement.layers, route.primaries, there, route)
 
     def find(self, step: int, layers: Layers, primaries: Names) -> None:
         """The placement that a host finds again when it has been started anew: its machines hold their stages already."""
@@ -94,9 +173,8 @@ class Steward:
         self._moved_at, self._told = step, False
 
     def adopt(self, step: int, move: Move) -> None:
-        """From `step` on this is how it is; told."""
+        """From `step` on this is how it is."""
         self.placement, self._moved_at, self._told = move.placement, step, False
-        self.announce(step, move.cause)
 
     def announce(self, step: int, cause: str = "") -> None:
         found = self.placement
@@ -173,7 +251,7 @@ class Steward:
         names = dict.fromkeys(
             [INITIATOR, *(name for name in self._machines if name in {*primaries, *spares}), *primaries, *spares]
         )
-        return [self._machines.setdefault(name, self._introduce(name)) for name in names]
+        return [self._machine(name) for name in names]
 
     def _with(self, machine: Machine, found: dict[tuple[str, int], float]) -> Machine:
         speed = found.get((machine.name, 0), machine.speed)
