@@ -17,7 +17,7 @@ from holdfast.cluster import Cluster, Deployment
 from holdfast.comeback import Return
 from holdfast.commits import cut_as
 from holdfast.engine import Engine
-from holdfast.errors import NotEnoughMemory
+from holdfast.errors import NotEnoughMemory, StoppedWaiting
 from holdfast.event import Banned, Event, Joined, Paused, WorkerLost
 from holdfast.job import Job
 from holdfast.placement.recut import recut
@@ -61,7 +61,7 @@ class Deployments:
         """A cluster that goes on from `states`, with the job and the states as they are cut there; `move` is tried first.
 
         Without those who are lost or have lied too often. Raises NotEnoughMemory where no placement has room for the stages,
-        and nobody who could come would change that.
+        and nobody who could come would change that; StoppedWaiting where the run is stopped while it waits.
         """
         version = _version(states)
         while True:
@@ -135,7 +135,7 @@ class Deployments:
             raise NotEnoughMemory(beyond_help)
         while not self._has_changed(version, reason):
             if self._stopping():
-                raise NotEnoughMemory(f"stopped while the run waited: {reason}")
+                raise StoppedWaiting(f"stopped while the run waited: {reason}; go on with the same command")
 
     def _has_changed(self, version: int, reason: str) -> bool:
         if not self._engine.may_come:

@@ -99,6 +99,12 @@ class FaultWindowExceeded(HoldfastError):
     pass
 
 
+class StoppedWaiting(HoldfastError):
+    """The run was told to stop while it waited for machines, and before it had any."""
+
+    exit_code = 130
+
+
 class WorkerDied(Exception):
     """The machine is gone for good; only the envelopes `sent` still left it."""
 

@@ -11,7 +11,7 @@ import pytest
 from holdfast import RunResult
 from holdfast.bench.workshop import job_of
 from holdfast.config import RunConfig, resolve
-from holdfast.errors import NotEnoughMemory
+from holdfast.errors import NotEnoughMemory, StoppedWaiting
 from holdfast.event import Event, Joined, Paused, Placed, RolledBack, RunStarted, StepSealed, WorkerLost
 from holdfast.machines import Patience
 from holdfast.placement.load import Needs
@@ -162,8 +162,11 @@ def test_a_run_that_is_stopped_while_it_waits_ends_and_says_for_what(in_threads:
             run.trainer.stop()
 
     run = Run(config_of(), in_threads, at, w1=10, w2=needs(2, 1))
-    with pytest.raises(NotEnoughMemory, match="stopped while the run waited: the stages cannot be seated: w1 would hold"):
+    with pytest.raises(
+        StoppedWaiting, match="stopped while the run waited: the stages cannot be seated: w1 would hold"
+    ) as left:
         run.trainer.run()
+    assert left.value.exit_code == 130
 
 
 @pytest.mark.timeout(120)
