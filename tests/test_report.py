@@ -9,7 +9,7 @@ import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -310,6 +310,20 @@ def test_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = stream.getvalue()
     assert "150/150" in shown
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown), "NO_COLOR leaves out colours"
+
+
+@pytest.mark.parametrize(("quiet", "form"), [(False, "text"), (True, "text"), (False, "json")])
+def test_what_the_host_says_is_one_line_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, form: Literal["text", "json"]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    line = "holdfast join holdfast1:" + "x" * 300 + " [bold]"
+    with open_progress(stream, quiet=quiet, form=form) as progress:
+        progress.observer("", STEPS)
+        progress.say(line)
+    assert line in stream.getvalue()
 
 
 def test_quiet_shows_nothing() -> None:

@@ -128,14 +128,18 @@ class Trainer:
         self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """Finish the step that is running, write a checkpoint and return; safe to call from a signal handler."""
+        """Finish the step that is running, write a checkpoint and return; where machines are waited for, `run` raises
+        StoppedWaiting instead. Safe to call from a signal handler.
+        """
         self._stopping = True
+        if self._engine is not None:
+            self._engine.interrupt()
 
     def run(self) -> RunResult:
         """Train to the last step, or until `stop`. One torch thread, as long as it lasts: two would give other bits.
 
         Raises a UsageError or SetupError before anything is written where the run cannot start, and FaultWindowExceeded
-        where more is broken at once than can be carried.
+        where more is broken at once than can be carried; StoppedWaiting where it is stopped while it waits for machines.
         """
         ended = "failed"
         try:
@@ -158,6 +162,8 @@ class Trainer:
         check_fits(job)
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
+        if self._stopping:  # before there was an engine that could be told
+            self._engine.interrupt()
         self._keeper = keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster, job = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)

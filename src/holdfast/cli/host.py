@@ -40,6 +40,9 @@ def host(
     **settings: Any,
 ) -> None:
     """Open a run, print one invite, wait for machines and train. The same command goes on with a run that was broken off."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()  # before gRPC is imported, with the host
     from holdfast.cli.session import run_hosted, show_result
     from holdfast.errors import ConfigError
     from holdfast.host import Host, Premises

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
+    from holdfast.errors import StoppedWaiting
     from holdfast.host import Host
     from holdfast.result import RunResult
 
@@ -23,6 +24,10 @@ INTERRUPTED = 130
 
 def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False) -> RunResult:
     """One run with progress on stderr; stopped by Ctrl-C, it writes its checkpoint and leaves with exit code 130."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()
+    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
@@ -30,7 +35,10 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
-            result = experiment.run()
+            try:
+                result = experiment.run()
+            except StoppedWaiting as left:
+                _leave_waiting(left, f"holdfast train --resume {config.output.dir}")
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -42,15 +50,19 @@ def run_hosted(
     config: RunConfig, host: Host, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False
 ) -> RunResult:
     """Like `run_experiment`, with machines that join; the door is shut at the end, however it comes."""
+    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
     with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+        host.tell = progress.say
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
         try:
             with first_interrupt_calls(experiment.stop) as interrupted:
                 result = experiment.run()
+        except StoppedWaiting as left:
+            _leave_waiting(left, "the same command")
         finally:
             host.close()
     if interrupted():
@@ -58,6 +70,11 @@ def run_hosted(
         raise typer.Exit(INTERRUPTED)
     _warn_of_checkpoints(result)
     return result
+
+
+def _leave_waiting(left: StoppedWaiting, command: str) -> NoReturn:
+    print(f"{left}; go on with {command}", file=sys.stderr)
+    raise typer.Exit(left.exit_code)
 
 
 def _from_where(result: RunResult) -> str:

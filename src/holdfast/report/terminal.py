@@ -59,6 +59,10 @@ class Progress(AbstractContextManager["Progress"], Protocol):
 
     def observer(self, label: str, steps: int) -> Observer: ...
 
+    def say(self, line: str) -> None:
+        """A line that is not of the run itself, at once and in one piece, however long; from any thread."""
+        ...
+
 
 class LineProgress:
     """One line every `steps / 10` steps, and for who comes and goes; with `verbose`, for every alert and ruling as well."""
@@ -88,6 +92,9 @@ class LineProgress:
                     self._print(label, news)
 
         return observe
+
+    def say(self, line: str) -> None:
+        self._print("", line)
 
     def _print(self, label: str, text: str) -> None:
         self._stream.write(f"{label}: {text}\n" if label else f"{text}\n")
@@ -131,6 +138,9 @@ class LiveProgress:
                 self._live.refresh()
 
         return observe
+
+    def say(self, line: str) -> None:
+        self._live.console.print(line, markup=False, soft_wrap=True)  # the terminal wraps it: what is copied is one line
 
     def _table(self) -> Any:
         from rich import box
@@ -198,9 +208,15 @@ class LogProgress:
 
         return observe
 
+    def say(self, line: str) -> None:
+        self._log.write("info", line, {"event": "host"})
+
 
 class SilentProgress:
-    """Shows nothing (-q)."""
+    """Shows nothing of the run (-q)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def __enter__(self) -> Self:
         return self
@@ -211,6 +227,9 @@ class SilentProgress:
     def observer(self, label: str, steps: int) -> Observer:
         return Tally(label, steps)
 
+    def say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
 
 def open_progress(
     stream: TextIO, *, quiet: bool = False, verbose: bool = False, form: Literal["text", "json"] = "text"
@@ -220,7 +239,7 @@ def open_progress(
     As JSON it is lines everywhere.
     """
     if quiet:
-        return SilentProgress()
+        return SilentProgress(stream)
     if form == "json":
         return LogProgress(stream, verbose=verbose)
     return LiveProgress(stream, verbose=verbose) if stream.isatty() else LineProgress(stream, verbose=verbose)
