@@ -31,7 +31,8 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    clock = clock_of(config)
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format, clock=clock) as progress:
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
@@ -53,8 +54,10 @@ def run_hosted(
     from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
+    from holdfast.report.terminal import REAL
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    form = config.output.log_format
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=form, clock=REAL) as progress:
         host.tell = progress.say
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
@@ -99,8 +102,8 @@ def _warn_of_checkpoints(result: RunResult) -> None:
         )
 
 
-def show_result(result: RunResult, *, as_json: bool) -> None:
-    """The result for people, or as one JSON object on the last line."""
+def show_result(result: RunResult, *, as_json: bool, clock: str) -> None:
+    """The result for people, or as one JSON object on the last line; `clock` is what the run's own time is called."""
     record = result.to_json()
     if as_json:
         print(json.dumps(record, allow_nan=False))
@@ -108,7 +111,15 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     shown = {key: value for key, value in record.items() if value not in (None, {}, [])}
     width = max(len(key) for key in shown)
     for key, value in shown.items():
-        print(f"{key.replace('_', ' '):<{width}}  {_told(value)}")
+        name = f"{clock}_seconds" if key == "virtual_seconds" else key
+        print(f"{name.replace('_', ' '):<{width}}  {_told(value)}")
+
+
+def clock_of(config: RunConfig) -> str:
+    """What the clock of a run is called that has no host."""
+    from holdfast.report.terminal import REAL, VIRTUAL
+
+    return VIRTUAL if config.pipeline.engine == "memory" else REAL
 
 
 @contextmanager
