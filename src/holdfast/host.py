@@ -36,7 +36,8 @@ from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
 from holdfast.errors import SetupError
 from holdfast.event import Event, RunFinished, RunStarted, StepSealed
-from holdfast.evidence.certificates import DOOR, Authority
+from holdfast.evidence.authority import Authority
+from holdfast.evidence.request import DOOR
 from holdfast.journal import FOLDER, Journal
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.stage import INITIATOR

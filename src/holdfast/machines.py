@@ -224,7 +224,7 @@ class Machines:
             for name in wanted:
                 if name not in self._deployed:
                     self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
-            for name in self._deployed:  # who has a seat already is told of in vain, but its key counts from now on
+            for name in sorted(self._deployed):  # who has a seat already is told of in vain, but its key counts from now on
                 self._tell_joined(name)
         return self._launcher
 
@@ -341,7 +341,7 @@ class Machines:
     def _ask(self) -> int:
         """Have every worker say what it has used; the number of its answer, at least."""
         self._asked += 1
-        for name in self._deployed:
+        for name in sorted(self._deployed):
             self._send(name, TallyUp(self._asked))
         return self._asked
 
