@@ -40,6 +40,8 @@ def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visit
     for visitor in visitors:
         visitor.thread.join(10)
         assert visitor.reason == "the run is over"
+        (seated,) = [line for line in visitor.told if line.startswith("this machine carries")]
+        assert re.search(r"carries layers? [-0-9]+ \(stage [12]\).*; the run is at step 0 of 12$", seated)
     found = audit((run / FILE).read_bytes(), referee)
     assert found.status is Status.INTACT
     secret = invite.text()
