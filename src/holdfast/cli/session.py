@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
     from holdfast.errors import StoppedWaiting
+    from holdfast.experiment import Experiment
     from holdfast.host import Host
     from holdfast.result import RunResult
 
@@ -36,10 +37,9 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
-            try:
-                result = experiment.run()
-            except StoppedWaiting as left:
-                _leave_waiting(left, f"holdfast train --resume {config.output.dir}")
+            result = _unless_waiting(experiment)
+    if isinstance(result, StoppedWaiting):
+        _leave_waiting(result, f"holdfast train --resume {config.output.dir}")
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -63,16 +63,26 @@ def run_hosted(
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
         try:
             with first_interrupt_calls(experiment.stop) as interrupted:
-                result = experiment.run()
-        except StoppedWaiting as left:
-            _leave_waiting(left, "the same command")
+                result = _unless_waiting(experiment)
         finally:
             host.close()
+    if isinstance(result, StoppedWaiting):
+        _leave_waiting(result, "the same command")
     if interrupted():
         print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     _warn_of_checkpoints(result)
     return result
+
+
+def _unless_waiting(experiment: Experiment) -> RunResult | StoppedWaiting:
+    """What the run comes to, or that it was stopped while it waited: that is told when the progress is no longer shown."""
+    from holdfast.errors import StoppedWaiting
+
+    try:
+        return experiment.run()
+    except StoppedWaiting as left:
+        return left
 
 
 def _leave_waiting(left: StoppedWaiting, command: str) -> NoReturn:
