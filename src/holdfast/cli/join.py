@@ -35,6 +35,9 @@ def join(
     ] = 600.0,
 ) -> None:
     """Join a run: prove who the host is, then who we are; compute until the run is over."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()  # before gRPC is imported, with the guest
     from holdfast.admission.address import check_listen
     from holdfast.admission.invite import Invite
     from holdfast.cli.session import INTERRUPTED, first_interrupt_calls

@@ -72,7 +72,8 @@ class Authority:
             if found.fingerprint != identity.fingerprint:
                 raise SetupError(
                     f"{path} is of the host key {found.fingerprint[:16]}, this host's is {identity.fingerprint[:16]}; "
-                    "give the identity file that the run began with"
+                    "the run began with another key: start it as the same user, with the HOLDFAST_HOME of then (default "
+                    "~/.holdfast), where that key is"
                 )
             if found.expires - seconds(now) > AUTHORITY_DAYS * 86400 / 2:
                 return found
