@@ -12,6 +12,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from holdfast.evidence.story import printable
+from holdfast.report.changes import account, verdict
 from holdfast.report.curves import loss_curves
 from holdfast.report.pipeline import pipeline_drawing
 from holdfast.report.placements import placement_table
@@ -20,6 +22,7 @@ from holdfast.report.tables import HEADINGS, Row, clean_run, figure, rows
 from holdfast.report.timeline import legend, timeline
 
 OTHERS = ("amber", "teal", "violet", "slate")
+MOST_SENTENCES = 20
 
 
 def render_html(runs: Sequence[RunRecord]) -> str:
@@ -74,7 +77,9 @@ def headline(runs: Sequence[RunRecord]) -> str:
     if len(runs) == 1:
         steps = int(runs[0].result.get("steps", 0))
         caught = len(runs[0].catches)
-        return f"{steps:,} steps, " + (
+        lost = len({record["worker"] for record in runs[0].of("WorkerLost")})
+        gone = f"{lost} worker{'' if lost == 1 else 's'} lost, " if lost else ""
+        return f"{steps:,} steps, {gone}" + (
             f"{caught} {'liar' if caught == 1 else 'liars'} caught" if caught else "nobody caught lying"
         )
     return f"A comparison of {len(runs)} runs"
@@ -150,7 +155,7 @@ def _pipeline_section(runs: Sequence[RunRecord]) -> list[str]:
     drawn = next((run for run in reversed(runs) if run.defence != "none"), runs[-1] if runs else None)
     if drawn is None or drawn.stages < 1:
         return []
-    note = f"As in the run “{drawn.label}”. Solid: tensors forward and backward. "
+    note = f"As the run “{drawn.label}” began. Solid: tensors forward and backward. "
     if drawn.defence.startswith("duplicate"):
         note += "Dashed: the jumping connection, from which each shadow recomputes the stage before its own."
     return [_section("Pipeline", f'<div class="wide">{pipeline_drawing(drawn)}</div>', note)]
@@ -161,20 +166,30 @@ def _caught_sections(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         drawn = timeline(run)
         if drawn:
-            found.append(
-                _section(f"Who was caught, and when: {run.label}", f'<div class="wide">{drawn}</div>{_catches(run)}', "")
-            )
-    return [legend_section(found[0]), *found[1:]] if found else []
+            told = f'{legend(run)}<div class="wide">{drawn}</div>{_catches(run)}{_account(run)}'
+            found.append(_section(f"{_question(run)}, and when: {run.label}", told))
+    return found
 
 
-def legend_section(section: str) -> str:
-    """The first timeline carries the legend of all."""
-    return section.replace("</h2>", f"</h2>{legend()}", 1)
+def _question(run: RunRecord) -> str:
+    if run.of("Alert", "Ruling"):
+        return "Who was caught"
+    return "Who was lost" if run.of("WorkerLost") else "What changed"
+
+
+def _account(run: RunRecord) -> str:
+    sentences = account(run)
+    shown = [
+        *sentences[:MOST_SENTENCES],
+        *([f"And {len(sentences) - MOST_SENTENCES} more."] * (len(sentences) > MOST_SENTENCES)),
+    ]
+    items = "".join(f"<li>{escape(printable(sentence))}</li>" for sentence in shown)
+    return f'<ul class="account">{items}</ul>' if items else ""
 
 
 def _catches(run: RunRecord) -> str:
     if not run.catches:
-        return '<p class="note">Nobody was proven to have lied: suspects were left out, or the step was done again.</p>'
+        return f'<p class="note words">{escape(verdict(run))}</p>'
     body = "".join(
         f"<tr><td><code>{escape(catch.worker)}</code></td><td class=num>{catch.stage}</td><td class=num>{catch.lies}</td>"
         f"<td class=num>{catch.first_step}</td><td class=num>{catch.first_seconds:.2f}</td>"
