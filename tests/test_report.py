@@ -45,9 +45,11 @@ from holdfast.report import (
     render_markdown,
     write_run,
 )
+from holdfast.report.comparison import clean_run, other_settings
 from holdfast.report.html import headline, series
 from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
+from holdfast.report.tables import rows
 from holdfast.report.tally import Tally, tell
 from holdfast.report.timeline import timeline
 
@@ -198,6 +200,52 @@ def test_the_comparison_says_whose_weights_equal_the_clean_ones() -> None:
     weights = [line.split("|")[5].strip() for line in lines[2:]]
     assert weights == ["reference", "differ", "differ", "equal"]
     assert "× 3.39" in lines[3]
+
+
+def settings_of(steps: int = 15, seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"training": {"steps": steps, "seed": seed, "evaluate_every": 5 * steps}, "pipeline": {"stages": 4}, **more}
+
+
+def test_runs_that_cannot_be_compared_are_not() -> None:
+    """Other steps, seeds or texts give another result with nobody lying: neither a ratio nor `differ` means anything."""
+    attack = {"attack": [{"spec": "sign-flip"}]}
+    runs = [
+        RunRecord("clean", result(100.0, "a"), settings_of(), ()),
+        RunRecord("short", result(120.0, "b"), settings_of(steps=12), ()),
+        RunRecord("both", result(86.0, "c"), settings_of(20, 7, **attack), ()),
+        RunRecord("many", result(86.0, "c"), settings_of(20, 7, optimizer={"learning_rate": 1.0}, **attack), ()),
+        RunRecord("lied to", result(150.0, "d"), settings_of(**attack) | {"pipeline": {"stages": 6}}, ()),
+        RunRecord("again", result(100.0, "a"), settings_of(data={"name": "a.txt"}), ()),
+    ]
+    assert [(row.ratio, row.weights) for row in rows(runs)] == [
+        ("× 1.00", "reference"),
+        ("–", "other steps"),
+        ("–", "other steps, seed"),
+        ("–", "other learning rate, steps and 1 more"),
+        ("× 1.50", "differ"),
+        ("–", "equal"),
+    ]
+    page = render_html(runs)
+    assert page.count("perplexity lied to") == 1
+    assert "perplexity both" not in page
+    assert '<td class="weights other">other steps<code>' in page
+
+
+def test_the_reference_is_the_clean_run_that_most_can_be_compared_with() -> None:
+    runs = [RunRecord(str(steps), result(90.0, "a"), settings_of(steps), ()) for steps in (15, 20)]
+    lied = RunRecord("lied to", result(180.0, "b"), settings_of(20, attack=[{"spec": "zeros"}]), ())
+    assert clean_run(runs) is runs[0]
+    assert clean_run([*runs, lied]) is runs[1]
+    assert clean_run([lied]) is None
+
+
+def test_a_text_is_the_same_by_its_bytes_and_not_by_its_name() -> None:
+    def run(name: str, digest: str) -> RunRecord:
+        began = RunStarted("r", (), {"data_sha256": digest}, 1, (), ())
+        return make_record(name, result(9.0, digest), settings_of(data={"name": name}), [(began, 0.0)])
+
+    assert other_settings(run("a.txt", "1"), run("./a.txt", "1")) == []
+    assert other_settings(run("a.txt", "1"), run("a.txt", "2")) == ["data"]
 
 
 def test_csv_keeps_unrounded_numbers() -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from holdfast.evidence.story import printable
 from holdfast.report.changes import account, verdict
+from holdfast.report.comparison import clean_run
 from holdfast.report.curves import loss_curves
 from holdfast.report.pipeline import pipeline_drawing
 from holdfast.report.placements import placement_table
 from holdfast.report.record import RunRecord
-from holdfast.report.tables import HEADINGS, Row, clean_run, figure, rows
+from holdfast.report.tables import HEADINGS, Row, against_clean, figure, rows
 from holdfast.report.timeline import legend, timeline
 
 OTHERS = ("amber", "teal", "violet", "slate")
@@ -106,8 +107,9 @@ def _tiles(runs: Sequence[RunRecord]) -> str:
         tiles.append(("clean perplexity", figure(reference.perplexity), "blue"))
     attacked = [run for run in runs if run.config.get("attack")]
     for run, colour in zip(runs, series(runs), strict=True):
-        if reference is not None and run in attacked and not math.isnan(run.perplexity):
-            tiles.append((f"perplexity {run.label}", f"× {run.perplexity / reference.perplexity:.2f}", colour))
+        ratio = against_clean(run, reference)
+        if run in attacked and not math.isnan(ratio):
+            tiles.append((f"perplexity {run.label}", f"× {ratio:.2f}", colour))
     defended = [run for run in attacked if run.defence != "none"]
     if defended:
         detected, missed, alarms = (
@@ -145,7 +147,7 @@ def _table_row(row: Row, colour: str) -> str:
         value = escape(str(getattr(row, name)))
         if name == "weights":
             digest = f"<code>{escape(row.digest)}</code>" if row.digest else ""
-            cells.append(f'<td class="weights {value}">{marks.get(value, value)}{digest}</td>')
+            cells.append(f'<td class="weights {value if value in marks else "other"}">{marks.get(value, value)}{digest}</td>')
         else:
             cells.append(f"<td>{value}</td>" if name == "remedy" else f'<td class="num">{value}</td>')
     return f"<tr>{''.join(cells)}</tr>"
