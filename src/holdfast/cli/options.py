@@ -17,10 +17,10 @@ JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 def require_known(option: str, name: str, known: Collection[str]) -> None:
     """Raises ConfigError where `name`, given to `option`, is none of those."""
-    from holdfast.errors import ConfigError
+    from holdfast.errors import ConfigError, did_you_mean
 
     if name not in known:
-        raise ConfigError(f"{option} {name!r}: known are {', '.join(known)}")
+        raise ConfigError(f"{option} {name!r}: {did_you_mean(name, known)}known are {', '.join(known)}")
 
 
 def with_settings(command: Callable[..., None], settings: Sequence[Setting] = SETTINGS) -> Callable[..., None]:

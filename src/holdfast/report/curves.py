@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from holdfast.report.comparison import clean_run
 from holdfast.report.record import RunRecord
 from holdfast.report.svg import Axis, drawing, element, polyline, spread, text, title
-from holdfast.report.tables import clean_run
 
 WIDTH, HEIGHT = 1040.0, 400.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 140.0, 16.0, 44.0
