@@ -207,7 +207,7 @@ def test_a_run_that_always_falls_back_ends(tiny: dict[str, Any], monkeypatch: py
     from holdfast.cluster import Cluster
 
     monkeypatch.setattr("holdfast.trainer.MAX_ROLLBACKS", 2)
-    monkeypatch.setattr(Cluster, "run_step", lambda self, step: "nothing works")
+    monkeypatch.setattr(Cluster, "run_step", lambda self, step, stopping: "nothing works")
     assert MAX_ROLLBACKS > 2
     with pytest.raises(FaultWindowExceeded, match="fell back 2 times, last in step 0: nothing works"):
         run(tiny)

@@ -35,11 +35,12 @@ from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
 from holdfast.errors import SetupError
-from holdfast.event import Event, RunFinished, RunStarted, StepSealed
+from holdfast.event import CheckpointWritten, Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.authority import Authority
 from holdfast.evidence.request import DOOR
 from holdfast.journal import FOLDER, Journal
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
+from holdfast.report.tally import tell as tell_of
 from holdfast.stage import INITIATOR
 from holdfast.station import ANYTIME, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
@@ -173,15 +174,17 @@ class Host:
         self._open.close()
 
     def observe(self, event: Event, _seconds: float) -> None:
-        """Remember what happened last, for `holdfast status`."""
+        """Remember what happened last, for `holdfast status`, in the words of the log."""
         if isinstance(event, RunStarted):
             self._run = event.run
         elif isinstance(event, RunFinished):
             self._over = not event.summary["interrupted"]
         elif isinstance(event, StepSealed):
             self._step, self._began = event.step + 1, True
-        else:
-            self._events.append((time.time(), _told(event)))
+        elif not isinstance(event, CheckpointWritten):  # they come all the time
+            told = tell_of(event)
+            if told is not None:
+                self._events.append((time.time(), told))
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -337,8 +340,3 @@ def _run_name(path: Path) -> str:
 
 def _with_port(name: str, port: int) -> str:
     return name if ":" in name.rpartition("]")[2] else f"{name}:{port}"
-
-
-def _told(event: Event) -> str:
-    fields = ", ".join(f"{name}={getattr(event, name)}" for name in event.__dataclass_fields__ if name != "summary")
-    return f"{type(event).__name__} {fields}"[:200]

@@ -21,6 +21,7 @@ from holdfast.admission.invite import Invite
 from holdfast.admission.knock import Admission, knock
 from holdfast.admission.known_hosts import KnownHosts
 from holdfast.admission.roster import Offer
+from holdfast.commentary import Commentary
 from holdfast.errors import ConfigError, NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity
@@ -30,11 +31,10 @@ from holdfast.machines import HOST, TRUSTED
 from holdfast.message import Present
 from holdfast.partition.memory import available_memory
 from holdfast.speed import measure_speed
-from holdfast.station import ANYTIME, DISMISSED, Part, Station, numerics_of
+from holdfast.station import ANYTIME, CUT_OFF, DISMISSED, Part, Station, cut_off, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
 
-CUT_OFF = "the host cannot be reached"
 PAUSE_S = 2.0
 SILENCE_S = (3.0, 600.0)
 """What a host may ask for as the time until silence counts as loss."""
@@ -76,6 +76,7 @@ class Guest:
         self._known = KnownHosts(hosts_file() if home is None else home / "hosts.json")
         self._station: Station | None = None
         self._stopped = threading.Event()
+        self._commentary = Commentary(tell)
         self._kept = Kept(machine.keep_s, machine.memory_bytes)
 
     def run(self) -> str:
@@ -154,7 +155,7 @@ class Guest:
         said = offer.device, offer.numerics, offer.memory_bytes, offer.speed
         present = Present(transport.address, *said, self._kept.announced)
         sign = partial(sign_header, identity=self._identity)
-        watch = _Watch(transport)
+        watch = _Watch(transport, self._commentary)
         part = Part(name, present, HOST, self._machine.device, sign, after_turn=watch.look, kept=self._kept)
         station = Station(part, transport)
         try:
@@ -164,7 +165,7 @@ class Guest:
                 station.stop("stopped here")
             return self._end(station, station.run())
         except NetworkError as error:
-            return self._end(station, f"{CUT_OFF} ({error})")
+            return self._end(station, text if (text := str(error)).startswith(CUT_OFF) else f"{CUT_OFF}: {text}")
         finally:
             self._station = None
             transport.close()
@@ -175,16 +176,19 @@ class _Stopped(Exception):
 
 
 class _Watch:
-    """Ends a station whose host is gone, or has put it out."""
+    """Ends a station whose host is gone, or has put it out; until then the commentary hears what it has to do."""
 
-    def __init__(self, transport: GrpcTransport) -> None:
+    def __init__(self, transport: GrpcTransport, commentary: Commentary) -> None:
         self.station: Station | None = None
         self._transport = transport
+        self._commentary = commentary
 
     def look(self) -> None:
+        if self.station is not None:
+            self._commentary.look(self.station.seated)
         for notice in self._transport.notices():
             if notice.process == HOST and notice.kind in ("lost", "refused") and self.station is not None:
-                self.station.stop(f"{CUT_OFF} ({notice.reason})")
+                self.station.stop(cut_off(notice))
 
 
 def _shown(listen: str | None) -> str | None:

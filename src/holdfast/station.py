@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from holdfast.blueprint import Blueprint, Builder, Sign
+from holdfast.commentary import Seated
 from holdfast.errors import HoldfastError, NetworkError
 from holdfast.kept import Holdings, Kept
 from holdfast.launch import Room
@@ -28,12 +29,20 @@ from holdfast.transport import Endpoint, Notice
 from holdfast.worker import Worker
 
 TURN_S = 0.2
+CUT_OFF = "the host cannot be reached"
 DISMISSED = "dismissed: "
 """How the word of the coordinator begins in what `Station.run` answers."""
 
 ORDERS = (Peers, Deploy, TallyUp, Dismiss)
 ANYTIME = frozenset({*ORDERS, Present, Deployed, Tally})
 """Messages of stations, which belong to no deployment."""
+
+
+def cut_off(notice: Notice) -> str:
+    """In words, that the host is gone, or lets this machine in no more."""
+    if notice.kind == "refused":
+        return f"{CUT_OFF}: it lets this machine in no more: {notice.reason}"
+    return f"{CUT_OFF}: {notice.reason}"
 
 
 def numerics_of(device: str) -> str:
@@ -89,6 +98,7 @@ class Station:
         self._alone = ""
         self._worker: Worker | None = None
         self._handed = False
+        self._blueprint: Blueprint | None = None
 
     def run(self) -> str:
         """Serve until dismissed or stopped. Raises NetworkError where the coordinator cannot be reached any more."""
@@ -121,6 +131,15 @@ class Station:
         return [] if self._worker is None else self._worker.holdings()
 
     @property
+    def seated(self) -> Seated | None:
+        """What it has to do, for who asks in `after_turn`; None before its first step in this deployment."""
+        if self._worker is None or self._blueprint is None or not self._worker.has_begun:
+            return None
+        seats = self._worker.seats
+        version = max((seat.version for seat in seats.values()), default=0)
+        return Seated({i: seat.role for i, seat in seats.items()}, self._blueprint.layers, version, self._blueprint.steps)
+
+    @property
     def seconds_by_kind(self) -> Mapping[str, float]:
         return self._room.seconds_by_kind
 
@@ -142,7 +161,8 @@ class Station:
         self._room, self._worker = Room([], self._send), None
         self._link.generation = order.generation
         try:
-            builder = Builder.unfold(Blueprint.decode(order.blueprint), self._part.device)
+            self._blueprint = Blueprint.decode(order.blueprint)
+            builder = Builder.unfold(self._blueprint, self._part.device)
             own = builder.worker(self._part.name, self._part.sign)
             worker = self._part.play(own)
         except (HoldfastError, MemoryError, RuntimeError) as error:
@@ -192,7 +212,7 @@ class Station:
         """Without its coordinator a station is of no use to anybody: it ends, and may be started anew."""
         for notice in self._link.notices():
             if notice.process == self._part.host and notice.kind in ("lost", "refused"):
-                self._alone = f"the coordinator is {notice.kind}: {notice.reason}"
+                self._alone = cut_off(notice)
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

@@ -83,6 +83,11 @@ class Worker:
         self._early: list[SendState] = []
         self._delivered: dict[tuple[int, str], tuple[bytes, StateTransfer]] = {}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been told of a step."""
+        return self._route is not None
+
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def receive(self, envelope: Envelope) -> Sequence[Envelope]:

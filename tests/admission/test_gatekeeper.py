@@ -142,6 +142,28 @@ def test_another_run_and_a_wrong_secret_have_the_same_answer(gate: Gate) -> None
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_what_is_wrong_with_an_invite_is_told_to_the_host_alone(gate: Gate) -> None:
+    used, secret = gate.invitations.create()
+    assert gate.admit(gate.request(TWO, secret=secret)).name == "w1"
+    revoked, revoked_secret = gate.invitations.create()
+    gate.invitations.revoke(revoked.id)
+    expired, expired_secret = gate.invitations.create(ttl_s=1.0)
+    gate.invitations._clock = lambda: expired.expires + 1.0
+    secrets = (secret, revoked_secret, expired_secret, bytes(16))
+    answers = {bytes(gate.keeper.admit(PEER, gate.request(secret=secret))) for secret in secrets}
+    answers.add(bytes(gate.keeper.admit(PEER, gate.request(run="run-2"))))
+    assert len(answers) == 1
+    assert [line.removeprefix("refused at the door: 127.0.0.1: ") for line in gate.told[1:]] == [
+        f"invite {used.id} is used up",
+        f"invite {revoked.id} is revoked",
+        f"invite {expired.id} is expired",
+        "an invite that is not in the book",
+        "an invite of another run",
+    ]
+    gate.admit(b"")
+    assert gate.told[-1] == "refused at the door: 127.0.0.1: malformed"
+
+
 BAD_OFFERS = [
     b"",
     b"\xc0",

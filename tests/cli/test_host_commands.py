@@ -92,7 +92,16 @@ def test_nodes_are_listed_and_moved(holdfast: Any, run: Path) -> None:
 def test_status_is_a_page_or_an_object(holdfast: Any, run: Path) -> None:
     page = holdfast("status", str(run))
     assert page.code == 0
-    for word in ("run run-1: training, step 7 of 150", "initiator", "w2", "0.4 s", "12.5", "?[31min [bold]"):
+    for word in (
+        "run run-1: training, step 7 of 150",
+        "initiator",
+        "w2",
+        "0.4 s",
+        "12.5 GFLOP/s",
+        "2 B",
+        "to be sent",
+        "?[31min [bold]",
+    ):
         assert word in page.out
     assert "\x1b" not in page.out
     assert json.loads(holdfast("status", str(run), "--json").out.splitlines()[-1]) == STATUS

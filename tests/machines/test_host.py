@@ -17,10 +17,12 @@ import pytest
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
 from holdfast.config import resolve, to_toml
-from holdfast.errors import ConfigError, NetworkError, SetupError
+from holdfast.errors import ConfigError, NetworkError, SetupError, StoppedWaiting
+from holdfast.event import CheckpointTaken, CheckpointWritten, Placed, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
+from holdfast.report.tally import tell
 from holdfast.verify import referee
 
 from .hosted import SMALL, Opened, Visitor, free_port
@@ -38,6 +40,8 @@ def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visit
     for visitor in visitors:
         visitor.thread.join(10)
         assert visitor.reason == "the run is over"
+        (seated,) = [line for line in visitor.told if line.startswith("this machine carries")]
+        assert re.search(r"carries layers? [-0-9]+ \(stage [12]\).*; the run is at step 0 of 12$", seated)
     found = audit((run / FILE).read_bytes(), referee)
     assert found.status is Status.INTACT
     secret = invite.text()
@@ -122,6 +126,18 @@ def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monk
     host.close()
     engine.close()
     assert len([line for line in told if "holdfast join" in line]) == 1
+
+
+def test_what_status_shows_is_in_the_words_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    host = Host(resolve(SMALL), tmp_path / "run", Premises(), lambda _line: None)
+    placed = Placed(0, "as given", ((0, 1), (1, 3)), ("initiator", "w1"), (None, None), 0.1, {}, {})
+    lost = WorkerLost("w1", 1, "its link was silent\x1b[31m")
+    events = [placed, CheckpointTaken(1, "a"), StepSealed(0, 0, 1.0, 1.0, 0.1, 9), CheckpointWritten(1, "a"), lost]
+    for event in events:
+        host.observe(event, 0.0)
+    assert [text for _, text in host._events] == [tell(placed), tell(lost)]
+    assert "layers: initiator 0, w1 1-2" in host._events[0][1]
 
 
 COMMAND = """
@@ -214,8 +230,7 @@ def test_a_machine_of_another_numerics_class_is_refused_and_told_why(
     visitor.thread.join(30)
     assert isinstance(visitor.error, NetworkError)
     assert "another numerics class" in str(visitor.error)
-    opened.experiment.stop()
-    monkeypatch.undo()
-    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
-    visitors += [Visitor(opened.invite(), tmp_path / name) for name in "bc"]
-    opened.end()
+    opened.experiment.stop()  # nobody is there: it does not wait any longer
+    opened.thread.join(30)
+    assert isinstance(opened.error, StoppedWaiting)
+    assert any("refused at the door" in line and "offer" in line for line in opened.told)

@@ -310,7 +310,7 @@ def test_workers_that_nobody_can_dial_are_reached_through_the_relay(world):
     assert of(Seal, got) == of(TiedWeight, sorted(got, key=lambda e: e.message.version)) == list(range(40))
     assert host.receive(0.0) is None
     w1.close()
-    assert wait_notice(w2, "lost").reason == "left"
+    assert wait_notice(w2, "lost").reason == "it said goodbye"
 
 
 def test_a_link_goes_through_the_relay_when_cut_and_back_in_order(world):
@@ -737,7 +737,7 @@ def test_close_delivers_what_was_sent_and_says_goodbye(world):
     w1.send(seal("w1", "w2", 1))
     w1.close()
     assert len(collect(w2, 9)) == 9
-    assert wait_notice(w2, "lost").reason == "left"
+    assert wait_notice(w2, "lost").reason == "it said goodbye"
     with pytest.raises(NetworkError, match="closed"):
         w1.know([])
     w2.send(seal("w2", "w1", 1))

@@ -9,7 +9,7 @@ can hold (times are Unix seconds):
     "status"  {}
         -> {"run", "step", "steps", "state",
             "stages":  [{"stage", "worker", "shadow": name | None}],
-            "members": [{"name", "state", "last_heard": seconds ago | None, "speed", "queue"}],
+            "members": [{"name", "state", "last_heard": seconds ago | None, "speed": GFLOP/s, "queue": bytes to be sent}],
             "events":  [{"time", "text"}]}
     "nodes"   {"action": "list"}
         -> {"members": [{"name", "fingerprint", "public", "status", "note", "first_seen", "last_seen", "device",

@@ -80,6 +80,7 @@ class Gatekeeper:
         self._turnstile = Turnstile(terms.burst, terms.per_second, clock=pace)
         self._challenges = Challenges(clock=pace)
         self._lock = threading.Lock()
+        self._why = ""
 
     def greet(self, peer: str, content: bytes) -> bytes:
         """The answer to a Hello: a challenge, or a refusal."""
@@ -102,6 +103,7 @@ class Gatekeeper:
             wait_s = self._turnstile.wait_s(peer_group(host))
             if wait_s > 0:
                 return wording.encode(Refused("slow", "too many visits from this address; come back later", round(wait_s, 1)))
+            self._why = ""
             try:
                 answer = respond(wording.decode(content, kind, wording.MOST_REQUEST_BYTES), host)
             except OtherVersion as error:
@@ -111,13 +113,14 @@ class Gatekeeper:
             except HoldfastError as error:
                 self._tell(f"the door is in trouble: {error}")
                 answer = Refused("trouble", "the host cannot write its books; its operator sees why", 30.0)
+            why = self._why
         if isinstance(answer, Refused):
-            self._tell(f"refused at the door: {_printable(host)}: {answer.code}")
+            self._tell(f"refused at the door: {_printable(host)}: {why or answer.code}")
         return wording.encode(answer)
 
     def _decide(self, request: Request, host: str) -> Admitted | Waiting | Refused:
         if request.run != self._authority.run:
-            return NO_ENTRY
+            return self._no_entry("an invite of another run")
         if not self._challenges.spend(request.challenge):
             return STALE
         signed = AdmissionRequest(
@@ -129,10 +132,15 @@ class Gatekeeper:
         check_tls_public(request.tls_public)
         known = self._roster.by_key(request.public)
         if known is None and not self._invitations.opens(request.secret, fingerprint(request.public)):
-            return NO_ENTRY
+            return self._no_entry(self._invitations.why_not(request.secret))
         if known is not None and not known.status.inside and known.status is not Status.WAITING:
             return Refused("status", f"{known.name} is {known.status.value} in this run: {known.note}")
         return self._enrol(known, request, offer)
+
+    def _no_entry(self, why: str) -> Refused:
+        """What is wrong is for the operator, who sees `why`; who knocks gets one answer to all of it."""
+        self._why = why
+        return NO_ENTRY
 
     def _enrol(self, known: Member | None, request: Request, offer: Offer) -> Admitted | Waiting | Refused:
         unfit = self._judge(offer)
@@ -144,7 +152,7 @@ class Gatekeeper:
             except ProtocolError as error:
                 return Refused("name", str(error))
             if not self._invitations.redeem(request.secret, fingerprint(request.public)):
-                return NO_ENTRY  # revoked in this very moment
+                return self._no_entry(self._invitations.why_not(request.secret))  # revoked in this very moment
         try:
             member = self._roster.enrol(request.public, offer, wish=request.wish, waiting=self._terms.accept == "manual")
         except ProtocolError as error:

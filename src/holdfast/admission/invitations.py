@@ -91,6 +91,14 @@ class Invitations:
         with self._lock:
             return self._usable(secret, fingerprint) is not None
 
+    def why_not(self, secret: bytes) -> str:
+        """What is wrong with an invite that does not open, for the host's own eyes: who knocks must not learn it."""
+        with self._lock:
+            found = self._find(secret)
+            return (
+                "an invite that is not in the book" if found is None else f"invite {found.id} is {found.state(self._clock())}"
+            )
+
     def redeem(self, secret: bytes, fingerprint: str) -> bool:
         """Spend one use for the member with this key; whoever spent one before spends none. False says nothing of the reason.
 
@@ -119,12 +127,16 @@ class Invitations:
             now = self._clock()
             return [invite.to_json(now) for invite in self._invites.values()]
 
-    def _usable(self, secret: bytes, fingerprint: str) -> Invitation | None:
+    def _find(self, secret: bytes) -> Invitation | None:
         """Looks at every invite, so that the time taken says nothing of which one fits, or whether one does."""
         wanted, found = _hash(secret), None
         for invite in self._invites.values():
             if hmac.compare_digest(invite.hash, wanted):
                 found = invite
+        return found
+
+    def _usable(self, secret: bytes, fingerprint: str) -> Invitation | None:
+        found = self._find(secret)
         if found is None:
             return None
         state = found.state(self._clock())

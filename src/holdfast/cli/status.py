@@ -38,9 +38,22 @@ def _page(found: dict[str, Any]) -> None:
     stages = [(stage["stage"], stage["worker"], stage.get("shadow") or "-") for stage in found["stages"]]
     show(("stage", "worker", "shadow"), stages)
     members = [
-        (m["name"], m["state"], ago(m.get("last_heard")), f"{m['speed']:.3g}" if m.get("speed") else "-", m.get("queue", "-"))
+        (m["name"], m["state"], ago(m.get("last_heard")), _speed(m.get("speed")), _queue(m.get("queue")))
         for m in found["members"]
     ]
-    show(("member", "state", "last heard", "speed", "queue"), members, nothing="no member yet; make an invite: holdfast invite")
+    show(
+        ("member", "state", "last heard", "speed", "to be sent"),
+        members,
+        nothing="no member yet; make an invite: holdfast invite",
+    )
     for event in found["events"]:
         print(f"{datetime.fromtimestamp(event['time']):%H:%M:%S}  {plain(event['text'])}")
+
+
+def _speed(gigaflops: float | None) -> str:
+    return f"{gigaflops:.3g} GFLOP/s" if gigaflops else "-"
+
+
+def _queue(count: float | None) -> str:
+    """Bytes that wait to be sent to a machine, or for its word that they came."""
+    return "-" if count is None else f"{count:,} B" if count < 1024 else f"{count / 1024:,.0f} KiB"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from holdfast.errors import ProtocolError
 from holdfast.transport import packet
-from holdfast.transport.link import Link, Stream, StreamKind
+from holdfast.transport.link import GOODBYE, Link, Stream, StreamKind
 from holdfast.transport.mailbox import Letter, Mailbox
 from holdfast.transport.packet import Ack, Goodbye, Hello, Packet, Part, Ping, Pong, Preamble
 from holdfast.transport.path import Path
@@ -68,7 +68,7 @@ class Flow:
             case Goodbye():
                 stream.said_goodbye = True
                 if link.left:
-                    self._sessions.lose(link.peer, "left", code=None)
+                    self._sessions.lose(link.peer, GOODBYE, code=None)
             case Hello() if path.way == "direct":
                 raise ProtocolError("a second hello")
 

@@ -26,6 +26,7 @@ Key: TypeAlias = tuple[str, StreamKind]
 
 STREAMS: tuple[StreamKind, ...] = ("control", "bulk")
 INCARNATION_BYTES = 16
+GOODBYE = "it said goodbye"
 
 BULK_PATIENCE = 5.0
 """A way of tensors may be silent so many times longer: one part takes long on a slow line, and control tells who is alive."""

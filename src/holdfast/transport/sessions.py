@@ -14,7 +14,7 @@ from collections.abc import Callable
 from holdfast.transport import packet
 from holdfast.transport.endpoint import AddressBook, WireOptions
 from holdfast.transport.fences import Fences
-from holdfast.transport.link import INCARNATION_BYTES, Link, StreamKind, Tally
+from holdfast.transport.link import GOODBYE, INCARNATION_BYTES, Link, StreamKind, Tally
 from holdfast.transport.news import News, log
 from holdfast.transport.packet import Code, Hello, Refusal
 from holdfast.transport.path import Path, paths_of
@@ -179,7 +179,7 @@ class Sessions:
             return
         log.info("%s: the %s way to %s (%s) ended: %s", link.me, path.way, link.peer, path.kind, reason)
         if link.left:
-            self.lose(link.peer, "left", code=None)
+            self.lose(link.peer, GOODBYE, code=None)
         else:
             link.settle(time.monotonic())
             self._broken(link.peer)
