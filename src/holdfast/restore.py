@@ -10,12 +10,14 @@ from torch import Tensor
 from holdfast.atomic import MANIFEST, verify_manifest
 from holdfast.checkpoint import Snapshot, earlier_checkpoints, latest_checkpoint, read_checkpoint, version_of
 from holdfast.claim import StageState
+from holdfast.config import RunConfig, resolve
 from holdfast.data import read_vocabulary
-from holdfast.errors import CheckpointError, DataError, ProtocolError
+from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError
 from holdfast.evidence.log import FILE, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.placement.recut import KINDS, UnlikeAge, staged
+from holdfast.plain import from_toml
 
 
 def read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
@@ -86,6 +88,33 @@ def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: 
             got = f"{list(tensor.shape)} of {tensor.dtype}"
             raise CheckpointError(
                 f"the checkpoint {path} has {name!r} as {got}, needed is {list(shape)} of {job.dtype}: {_OTHER}"
+            )
+
+
+_OF_THE_RUN = {
+    ("training", "seed"): "--seed",
+    ("data", "sequence_length"): "--seq-length",
+    ("data", "train_part"): "data.train_part",
+    ("data", "train_tokens"): "data.train_tokens",
+    ("pipeline", "micro_batches"): "--micro-batches",
+    ("pipeline", "micro_batch_size"): "--micro-batch-size",
+}
+"""What says which text each step sees, and the bits of all that is drawn: a run has one of each."""
+
+
+def check_same_run(snapshot: Snapshot, config: RunConfig, path: Path) -> None:
+    """Raise ConfigError where a setting differs that makes another run of it; a checkpoint may have none that can be read."""
+    try:
+        before = resolve(from_toml(snapshot.config_toml))
+    except (ConfigError, ValueError):
+        return
+    for (section, key), option in _OF_THE_RUN.items():
+        was, now = (getattr(getattr(each, section), key) for each in (before, config))
+        if was != now:
+            kind = "another seed" if key == "seed" else f"another {option}"
+            raise ConfigError(
+                f"{path} was written with {option} {was}, got {now}: {kind} is another run; leave it out to go on with this "
+                "one, or begin another with another --out"
             )
 
 

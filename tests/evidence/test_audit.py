@@ -281,6 +281,7 @@ def test_a_killed_run_is_incomplete_until_it_goes_on(desk: Any, reopened: Any) -
     desk.seal()
     found = desk.audit()
     assert (found.status, found.fault) == ("incomplete", "truncated after record 1: there is no closing record")
+    desk.log.close()
     found = reopened(desk).deploy(version=1).seal().close().audit()
     assert (found.status, found.book.interruptions) == ("intact", [2])
     assert any("was killed before record 2" in line for line in page(found))

@@ -31,6 +31,9 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = experiment.run()
+    if experiment.nothing_left is not None:
+        print(experiment.nothing_left, file=sys.stderr)
+        return result
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -53,6 +56,9 @@ def run_hosted(
                 result = experiment.run()
         finally:
             host.close()
+    if experiment.nothing_left is not None:
+        print(experiment.nothing_left, file=sys.stderr)
+        return result
     if interrupted():
         print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

@@ -21,11 +21,8 @@ from typing import Any
 from holdfast.errors import ProtocolError
 from holdfast.evidence.casebook import CaseBook, Dispute, Draws, Law
 from holdfast.evidence.identity import fingerprint
-from holdfast.evidence.log import FIRST, Entry, lines_of, read_line
+from holdfast.evidence.log import COORDINATOR, FIRST, Entry, lines_of, read_line
 from holdfast.evidence.record import Accusation, Opening, to_body
-
-COORDINATOR = "coordinator"
-"""Whose key signs the log."""
 
 
 class Status(enum.StrEnum):

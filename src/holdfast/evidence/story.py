@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.claim import Header
-from holdfast.evidence.audit_log import COORDINATOR, Audit, Status
+from holdfast.evidence.audit_log import Audit, Status
 from holdfast.evidence.casebook import Dispute
+from holdfast.evidence.log import COORDINATOR
 from holdfast.evidence.record import (
     Account,
     Accusation,
