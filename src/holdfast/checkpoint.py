@@ -163,7 +163,8 @@ def export_checkpoint(source: Path, to: Path, *, allow_uncertified: bool = False
         with new_directory(to.absolute()) as partial:
             shutil.copytree(checkpoint, partial, dirs_exist_ok=True, ignore=lambda _folder, names: own & set(names))
     except OSError as error:
-        raise CheckpointError(f"could not write {to}: {error}; nothing was left there") from error
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # of the first file: (from, to, why)
+        raise CheckpointError(f"could not write {to}: {reason}; make room, nothing was left there") from error
     return to
 
 
