@@ -186,3 +186,29 @@ def test_a_finished_run_whose_model_is_missing_gets_it(run: Path) -> None:
     shutil.rmtree(run / "model")
     assert command("train", "--resume", str(run), "-q") == 0
     assert tree(run / "model") == before
+
+
+# -- damaged checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def spoil(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_who_finds_a_damaged_checkpoint_is_told_which_one_is_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It said to use an older checkpoint, whether there was one or not."""
+    newest, older = run / "checkpoints" / "step-000004", run / "checkpoints" / "step-000002"
+    spoil(newest)
+    for words in (("--resume", str(run)), ("--resume", str(newest))):
+        assert command("train", *words, "-q") == 3
+        assert f"go on with --resume {older}" in capsys.readouterr().err
+    assert command("export", str(run), "--to", str(run / "out")) == 3
+    assert f"holdfast export {older} --to" in capsys.readouterr().err
+    spoil(older)
+    assert command("train", "--resume", str(run), "-q") == 3
+    assert "No other checkpoint of the run is whole" in capsys.readouterr().err
+    assert command("export", str(run), "--to", str(run / "out")) == 3
+    assert "No other certified one that is whole is there" in capsys.readouterr().err

@@ -125,23 +125,20 @@ def verify_manifest(directory: Path) -> None:
     recorded = _read_manifest(directory)
     found = _files(directory)
     for name in sorted(recorded.keys() - found.keys()):
-        raise CheckpointError(f"{directory} is not whole: {name} is missing; {_ADVICE}")
+        raise CheckpointError(f"{directory} is not whole: {name} is missing")
     for name in sorted(found.keys() - recorded.keys()):
-        raise CheckpointError(f"{directory} was altered: {name} is not in its manifest; remove that file, or {_ADVICE}")
+        raise CheckpointError(f"{directory} was altered: {name} is not in its manifest; remove that file")
     for name, (size, digest) in sorted(recorded.items()):
         actual = found[name].stat().st_size
         if actual != size:
-            raise CheckpointError(f"{directory} is torn: {name} has {actual} bytes where {size} were written; {_ADVICE}")
+            raise CheckpointError(f"{directory} is torn: {name} has {actual} bytes where {size} were written")
         if sha256_of(found[name]) != digest:
-            raise CheckpointError(f"{directory} was altered: {name} no longer has the sha256 it was written with; {_ADVICE}")
+            raise CheckpointError(f"{directory} was altered: {name} no longer has the sha256 it was written with")
 
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_ADVICE = "use an older checkpoint"
 
 
 def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
@@ -152,9 +149,9 @@ def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
             raise CheckpointError(f"{path} has schema {manifest['schema']}, this version of Holdfast reads {SCHEMA}")
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} is no checkpoint, or a torn one: {MANIFEST} is missing; {_ADVICE}") from None
+        raise CheckpointError(f"{directory} is no checkpoint, or a torn one: {MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{directory} is torn: {MANIFEST} is unreadable ({error}); {_ADVICE}") from error
+        raise CheckpointError(f"{directory} is torn: {MANIFEST} is unreadable ({error})") from error
 
 
 def _files(directory: Path) -> dict[str, Path]:

@@ -40,7 +40,7 @@ from holdfast.placement.recut import recut
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
 from holdfast.report.record import read_result
-from holdfast.restore import check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
+from holdfast.restore import advised, check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
@@ -75,7 +75,7 @@ class Keeper:
         if path is None:
             self.run = earlier_name(source) or self.run
             return self.initial(), Progress()
-        snapshot = read_or_advise(path, chosen=path == source)
+        snapshot = read_or_advise(path)
         if snapshot.version > self._config.training.steps:
             raise ConfigError(
                 f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps; "
@@ -84,7 +84,7 @@ class Keeper:
         check_same_run(snapshot, self._config, path)
         progress = Progress.from_json(snapshot.progress)
         if INITIATOR in progress.lost:
-            raise CheckpointError(f"{path} says that the {INITIATOR} itself was lost; use an older checkpoint")
+            raise CheckpointError(advised(f"{path} says that the {INITIATOR} itself was lost", path))
         check_tokenizer(path, self._job)
         states = states_of(snapshot, self._job, path)
         self._newest = snapshot.version, path

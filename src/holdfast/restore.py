@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.atomic import MANIFEST, verify_manifest
-from holdfast.checkpoint import Snapshot, earlier_checkpoints, latest_checkpoint, read_checkpoint, version_of
+from holdfast.atomic import MANIFEST
+from holdfast.checkpoint import Snapshot, latest_checkpoint, newest_whole, read_checkpoint, version_of
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, resolve
 from holdfast.data import read_vocabulary
@@ -20,20 +20,22 @@ from holdfast.placement.recut import KINDS, UnlikeAge, staged
 from holdfast.plain import from_toml
 
 
-def read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
-    """Read a checkpoint; where it is damaged and not `chosen` by hand, the error says how to go on from an older one."""
+def read_or_advise(path: Path) -> Snapshot:
+    """Read a checkpoint; where it is damaged, the error says which other one is whole, and what to do."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        for older in () if chosen else earlier_checkpoints(path):
-            try:
-                verify_manifest(older)
-            except CheckpointError:
-                continue
-            raise CheckpointError(
-                f"{error}. The newest that is whole is {older}: go on with --resume {older}, or remove {path} and start again"
-            ) from None
-        raise
+        if not path.is_dir():
+            raise
+        raise CheckpointError(advised(str(error), path)) from None
+
+
+def advised(error: str, path: Path) -> str:
+    """What is wrong with the checkpoint `path`, and what to go on from instead."""
+    other = newest_whole(path)
+    if other is None:
+        return f"{error}. No other checkpoint of the run is whole: restore it from a copy, or train again with another --out"
+    return f"{error}. The newest that is whole is {other}: go on with --resume {other}, or remove {path} and start again"
 
 
 def newest_in(source: Path) -> Path | None:
@@ -126,7 +128,7 @@ def check_tokenizer(path: Path, job: Job) -> None:
     try:
         vocabulary = read_vocabulary(file)
     except DataError as error:
-        raise CheckpointError(f"{error}; use an older checkpoint") from None
+        raise CheckpointError(advised(str(error), path)) from None
     if vocabulary != job.tokenizer.get_vocab():
         raise CheckpointError(
             f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "
