@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.cli.main import main
-from holdfast.config import resolve
+from holdfast.config import resolve, to_toml
 from holdfast.errors import ConfigError
+from holdfast.event import Event, StepSealed
 from holdfast.evidence.log import FILE, EvidenceLog, is_in_use
 from holdfast.host import Host, Premises
+from holdfast.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",
@@ -163,6 +166,33 @@ def test_a_host_does_not_go_on_with_a_run_that_it_did_not_open(
     with pytest.raises(ConfigError, match="was not opened by `holdfast host`"):
         Experiment(config, resume=run, host=host)
     assert tree(run) == before
+
+
+# -- stopped at once -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "where"), [(0, "from the beginning: there is no checkpoint"), (2, "from step 2 of 4")])
+def test_a_second_interrupt_has_a_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int, where: str
+) -> None:
+    """It left without a word."""
+    out, tell = tmp_path / "run", Trainer._tell
+
+    def press(trainer: Trainer, event: Event, seconds: float) -> None:
+        tell(trainer, event, seconds)
+        if isinstance(event, StepSealed) and event.step == step:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    config = tmp_path / "run.toml"
+    config.write_text(to_toml(Experiment(**TINY, out=str(out)).config))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_tell", press)
+        assert command("train", str(config), "-q") == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"stopped at once; go on with: holdfast train --resume {out} ({where})"
+    assert command("train", "--resume", str(out), "-q") == 0
+    assert status(capsys, out) == "intact"
 
 
 # -- nothing left ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    with (
+        _last_word(config, f": holdfast train --resume {config.output.dir}"),
+        open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress,
+    ):
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
@@ -48,7 +51,10 @@ def run_hosted(
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    with (
+        _last_word(config, " the same command"),
+        open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress,
+    ):
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
         try:
@@ -64,6 +70,32 @@ def run_hosted(
         raise typer.Exit(INTERRUPTED)
     _warn_of_checkpoints(result)
     return result
+
+
+@contextmanager
+def _last_word(config: RunConfig, command: str) -> Iterator[None]:
+    """Who is stopped at once, by a second Ctrl-C, says how to go on and from where, as far as it is on the disk."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped at once; {_how_to_go_on(config, command)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _how_to_go_on(config: RunConfig, command: str) -> str:
+    from holdfast.checkpoint import latest_checkpoint, version_of
+    from holdfast.journal import FOLDER
+
+    out = None if config.output.dir is None else Path(config.output.dir)
+    if out is None or not (out / "config.toml").is_file():
+        return "the run had not begun"
+    newest = latest_checkpoint(out / "checkpoints")
+    where = (
+        "the beginning: there is no checkpoint" if newest is None else f"step {version_of(newest)} of {config.training.steps}"
+    )
+    if (out / FOLDER).is_dir():
+        where = f"the last step that was sealed, if its machines come back, else from {where}"
+    return f"go on with{command} (from {where})"
 
 
 def _from_where(result: RunResult) -> str:
