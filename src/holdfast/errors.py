@@ -99,6 +99,12 @@ class FaultWindowExceeded(HoldfastError):
     pass
 
 
+class NothingLeft(HoldfastError):
+    """The run that was to go on has all its steps and its model: there is nothing to do, and nothing was touched."""
+
+    exit_code = 0
+
+
 class StoppedWaiting(HoldfastError):
     """The run was told to stop while it waited for machines, and before it had any."""
 
