@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.attacks import ATTACKS
-from holdfast.config import RunConfig, read_toml, resolve
+from holdfast.cli.defaults import DEFAULTS, IN_WORDS
+from holdfast.config import AttackConfig, RunConfig, read_toml, resolve
 from holdfast.settings import SETTINGS
 from holdfast.sweep import read_grid
 
@@ -32,6 +33,19 @@ def test_documented_defaults_are_the_real_ones(setting) -> None:
     value = getattr(value, key) if key else value
     shown = "" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
     assert row.split("|")[3].strip(" `") == shown
+
+
+def test_the_defaults_that_help_shows_are_the_real_ones() -> None:
+    real = RunConfig().model_dump(include={"faults"})
+    for setting in SETTINGS:
+        section, _, key = setting.path.partition(".")
+        value = getattr(RunConfig(), section)
+        real[setting.name] = getattr(value, key) if key else value
+    real.pop("faults")
+    plain = {name: value for name, value in real.items() if value not in (None, ())}
+    assert plain == {name: value for name, value in DEFAULTS.items() if name not in IN_WORDS}
+    assert {name: real[name] for name in IN_WORDS} == dict.fromkeys(IN_WORDS)
+    assert AttackConfig(spec="zeros").rate == 1.0  # written in the help of --rate
 
 
 def test_every_attack_has_a_row() -> None:

@@ -19,7 +19,9 @@ CHECKPOINT_EVERY = 10
 
 
 def register(app: typer.Typer) -> None:
-    app.command("host", rich_help_panel="Machines")(with_settings(host))
+    app.command("host", rich_help_panel="Machines")(
+        with_settings(host, defaults={"checkpoint_every": CHECKPOINT_EVERY, "out": None})
+    )
 
 
 def host(
