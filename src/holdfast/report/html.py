@@ -37,7 +37,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
         _section("Result", _tiles(shown) + _table(shown, colours) + _words(shown)),
         _section(
             "Training loss",
-            loss_curves(shown, colours),
+            f'<div class="wide">{loss_curves(shown, colours)}</div>',
             "Faint: every step. Strong: running median. Rest the pointer on a curve.",
         ),
         *_pipeline_section(shown),
