@@ -382,6 +382,8 @@ def test_whatever_is_wider_than_the_page_scrolls_by_itself() -> None:
     drawings = re.findall(r'(<[^<]*>)<svg [^>]*width="1040"', page)
     assert len(drawings) == 3
     assert set(drawings) == {'<div class="wide">'}
+    caught = render_html(four_runs())
+    assert set(re.findall("(<[^<]*>)<table", caught)) == {'<div class="wide">'}
 
 
 def test_round_ticks_and_labels_apart() -> None:
