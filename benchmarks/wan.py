@@ -27,7 +27,7 @@ from measure import job_of, show
 
 from holdfast.cluster import Cluster, Deployment
 from holdfast.crew import Processes, Staging
-from holdfast.evidence.certificates import Authority as RunAuthority
+from holdfast.evidence.authority import Authority as RunAuthority
 from holdfast.evidence.identity import generate
 from holdfast.machines import HOST, TRUSTED, Machines
 from holdfast.message import Envelope, Seal, TiedWeight

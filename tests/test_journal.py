@@ -20,7 +20,7 @@ from holdfast.comeback import STRAGGLERS_S, Comeback, Keeping, Seats, last_commi
 from holdfast.commits import cut_as
 from holdfast.config import resolve
 from holdfast.digest import same_bytes, state_digest
-from holdfast.errors import CheckpointError, JournalRefused
+from holdfast.errors import CheckpointError, JournalRefused, StoppedWaiting
 from holdfast.evidence.identity import derived
 from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.record import Rollback, Sealed
@@ -347,6 +347,13 @@ def test_it_gives_up_in_the_time_that_was_set(arrivals: dict[float, Keeping], at
     with pytest.raises(JournalRefused, match="keeps stage 3 as sealed in version 7"):
         Comeback(engine, 60.0, clock=lambda: engine.now).find(COMMIT, {}, frozenset())
     assert engine.now == at
+
+
+def test_who_is_stopped_meanwhile_has_not_given_the_commit_up() -> None:
+    engine = Arrivals({2.0: {"w1": kept(1)}})
+    with pytest.raises(StoppedWaiting, match="waited for stages 2, 3 as sealed in version 7"):
+        Comeback(engine, 60.0, lambda: engine.now >= 5.0, clock=lambda: engine.now).find(COMMIT, {}, frozenset())
+    assert engine.now == 5.0
 
 
 # -- what a machine keeps -----------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from holdfast.event import (
     WorkerLost,
 )
 from holdfast.launch import Glance
-from holdfast.metrics import MOST_AT_ONCE, Metrics, MetricsServer
+from holdfast.metrics import Metrics
+from holdfast.metrics_server import MOST_AT_ONCE, MetricsServer
 from holdfast.transport import LinkStats
 
 parser = pytest.importorskip("prometheus_client.parser")

@@ -9,7 +9,7 @@ import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -20,6 +20,7 @@ from holdfast.event import (
     Evaluated,
     Event,
     Paced,
+    Paused,
     Placed,
     Ruling,
     RunFinished,
@@ -52,6 +53,7 @@ from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
 from holdfast.report.tables import rows
 from holdfast.report.tally import Tally, tell
+from holdfast.report.terminal import REAL, VIRTUAL
 from holdfast.report.timeline import timeline
 
 STEPS = 150
@@ -433,6 +435,34 @@ def test_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown), "NO_COLOR leaves out colours"
 
 
+@pytest.mark.parametrize(("quiet", "form"), [(False, "text"), (True, "text"), (False, "json")])
+def test_what_the_host_says_is_one_line_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, form: Literal["text", "json"]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    line = "holdfast join holdfast1:" + "x" * 300 + " [bold]"
+    with open_progress(stream, quiet=quiet, form=form) as progress:
+        progress.observer("", STEPS)
+        progress.say(line)
+    assert line in stream.getvalue()
+
+
+@pytest.mark.parametrize(("clock", "named"), [(VIRTUAL, "virtual"), (REAL, "run")])
+def test_the_clock_of_the_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch, clock: str, named: str) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream, lines = Terminal(), io.StringIO()
+    for progress in (LiveProgress(stream, clock=clock), open_progress(lines, clock=clock)):
+        with progress:
+            observe = progress.observer("", 1)
+            observe(StepSealed(0, 0, 5.0, 1.0, 0.1, 100), 1.5)
+    assert f" {named} s " in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert f" {named} 1.5 s" in lines.getvalue()
+    assert (" virtual " in stream.getvalue() + lines.getvalue()) == (named == "virtual")
+
+
 def test_quiet_shows_nothing() -> None:
     stream = Terminal()
     with open_progress(stream, quiet=True) as progress:
@@ -445,8 +475,28 @@ def test_a_tally_counts_tokens_and_time() -> None:
     tally = Tally("", 3, clock=lambda: float(next(ticks)))
     for step in range(3):
         tally(StepSealed(step, 0, 5.0, 1.0, 0.1, 100), step + 1.0)
-    assert (tally.step, tally.tokens, tally.wall_seconds, tally.tokens_per_second) == (3, 300, 2.0, 150.0)
+    assert (tally.step, tally.tokens, tally.wall_seconds, tally.tokens_per_second) == (3, 300, 2.0, 100.0)
     assert tell(RunFinished("", {})) is None
+
+
+def test_a_tally_does_not_count_the_time_of_waiting_for_machines() -> None:
+    now = 0.0
+    tally = Tally("", 9, clock=lambda: now)
+
+    def at(moment: float, event: Event) -> None:
+        nonlocal now
+        now = moment
+        tally(event, moment)
+
+    placed = Placed(0, "as given", ((0, 1),), ("initiator",), (None,), 0.1, {}, {})
+    at(0.0, started())
+    at(60.0, placed)
+    at(62.0, StepSealed(0, 0, 5.0, 1.0, 0.1, 100))
+    at(64.0, StepSealed(1, 0, 5.0, 1.0, 0.1, 100))
+    at(65.0, Paused(2, "nobody has room"))
+    at(95.0, placed)
+    at(97.0, StepSealed(2, 0, 5.0, 1.0, 0.1, 100))
+    assert (tally.tokens, tally.wall_seconds, tally.tokens_per_second) == (300, 6.0, 50.0)
 
 
 def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ TELLS_THE_SAME = ("StepSealed", "Alert", "Ruling", "ClaimReplaced", "StagesSkipp
 OF_THIS_PROCESS = {
     "run_id",
     "seconds",
+    "training_seconds",
     "tokens_per_second",
     "virtual_seconds",
     "bytes_sent",

@@ -76,7 +76,8 @@ def test_a_run_learns_and_counts(tiny: dict[str, Any], once: tuple[RunResult, Wa
     assert result.train_loss == sealed[-1].loss
     assert {event.tokens for event in sealed} == {2 * 2 * 16}
     assert (result.steps, result.tokens) == (4, 4 * 2 * 2 * 16)
-    assert result.tokens_per_second == result.tokens / result.seconds > 0
+    assert result.tokens_per_second == result.tokens / result.training_seconds > 0
+    assert result.training_seconds < result.seconds
     assert 0 < result.virtual_seconds < 60
     (final,) = watch.of(Evaluated)
     assert (final.step, final.perplexity) == (4, result.validation_perplexity)

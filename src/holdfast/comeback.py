@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from holdfast.claim import StageState
-from holdfast.errors import JournalRefused, ProtocolError
+from holdfast.errors import JournalRefused, ProtocolError, StoppedWaiting
 from holdfast.evidence.log import lines_of, read_line
 from holdfast.evidence.record import Resumed, Rollback, Sealed
 from holdfast.job import Job
@@ -173,7 +173,9 @@ class Comeback:
         self._clock = clock
 
     def find(self, commit: Commit, states: Mapping[int, StageState], barred: frozenset[str]) -> Return:
-        """Wait for the machines; raises JournalRefused where a stage is kept by none of those that came in time."""
+        """Wait for the machines; raises JournalRefused where a stage is kept by none of those that came in time, and
+        StoppedWaiting where it is stopped before: then the commit stays what it is.
+        """
         wanted = frozenset(commit.members) - barred
         began = self._clock()
         whole_since: float | None = None
@@ -192,6 +194,8 @@ class Comeback:
         if isinstance(found, Seats):
             return Return(commit, states, found)
         stages = f"stage{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        if self._stopping():
+            raise StoppedWaiting(f"stopped while the run waited for {stages} as sealed in version {commit.version}")
         waited = self._clock() - began
         raise JournalRefused(
             f"after {waited:.0f} s no machine is there that keeps {stages} as sealed in version {commit.version} "

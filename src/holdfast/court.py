@@ -148,8 +148,9 @@ class Court:
         key = header.key
         consumers = now.route.consumers(key.direction, key.stage)
         envelopes = [self._to(consumer, Accepted(key, header.output)) for consumer in consumers]
-        for complained, consumer in now.complained.keys() & {(key, consumer) for consumer in consumers}:  # before the ruling
-            envelopes += self.deliveries.send_again(now, complained, consumer, avoid=now.route.primaries[key.stage])
+        for consumer in consumers:
+            if (key, consumer) in now.complained:  # before the ruling
+                envelopes += self.deliveries.send_again(now, key, consumer, avoid=now.route.primaries[key.stage])
         if header.worker != now.route.primaries[key.stage]:
             self._blame.events.append(ClaimReplaced(key, header.worker))
             return [*envelopes, self._to(header.worker, Supply(key, consumers))]
@@ -176,7 +177,7 @@ class Court:
 
     def investigate(self, now: StepState, key: ClaimKey) -> list[Envelope]:
         """Give the case to the referee."""
-        now.examined.add(key)
+        now.examined[key] = None
         return [self._to(REFEREE, self.case(now, key))]
 
     def case(self, now: StepState, key: ClaimKey, *, closed: bool = False) -> Examine:
@@ -261,7 +262,7 @@ class Court:
 
     def _not_weighed(self, now: StepState) -> list[ClaimKey]:
         """Claims whose primary has spoken and whose shadow or comparer may never have got what it needs to weigh them."""
-        waiting = [key for key in list(now.board.keys()) if key not in now.board.accepted.keys() | now.examined]
+        waiting = [key for key in list(now.board.keys()) if key not in now.board.accepted and key not in now.examined]
         return [
             key
             for key in waiting

@@ -21,7 +21,7 @@ from pathlib import Path
 from holdfast import __version__
 from holdfast.config import RunConfig, Section
 from holdfast.engine import described_memory
-from holdfast.evidence.certificates import Authority
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import derived, generate
 from holdfast.launch.subprocesses import Subprocesses
 from holdfast.machines import HOST, TRUSTED, Crew, Machines, Patience

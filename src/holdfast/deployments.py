@@ -135,7 +135,7 @@ class Deployments:
             raise NotEnoughMemory(beyond_help)
         while not self._has_changed(version, reason):
             if self._stopping():
-                raise StoppedWaiting(f"stopped while the run waited: {reason}; go on with the same command")
+                raise StoppedWaiting(f"stopped while the run waited: {reason}")
 
     def _has_changed(self, version: int, reason: str) -> bool:
         if not self._engine.may_come:

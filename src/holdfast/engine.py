@@ -79,7 +79,8 @@ class Launcher(Protocol):
 class Engine(Protocol):
     """See the module. `may_come` says whether a machine that is not there may still come; `introduce` what one has told of its
     speed and its memory. Where a deployment had no room and another one is waited for, `look_around` ends it, hears for a
-    moment what comes, and says whose machines are there.
+    moment what comes, and says whose machines are there. After `interrupt`, which any thread or signal handler may call, nobody
+    is waited for: what would wait raises StoppedWaiting.
     """
 
     @property
@@ -92,6 +93,8 @@ class Engine(Protocol):
     def look_around(self) -> Sequence[str]: ...
 
     def deploy(self, ensemble: Ensemble, hooks: Hooks, /) -> Launcher: ...
+
+    def interrupt(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -142,6 +145,9 @@ class MemoryEngine:
         initiator, *others = ensemble.trusted
         workers = [self._play(ensemble.builder.worker(name, ensemble.sign(name))) for name in ensemble.workers]
         return InProcess([initiator, *workers, *others], transport, timing, hooks)
+
+    def interrupt(self) -> None:
+        """Nobody is waited for here."""
 
     def close(self) -> None:
         pass

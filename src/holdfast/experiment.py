@@ -16,7 +16,8 @@ from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
 from holdfast.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.event import Event
-from holdfast.metrics import Metrics, MetricsServer, check_metrics
+from holdfast.metrics import Metrics
+from holdfast.metrics_server import MetricsServer, check_metrics
 from holdfast.report import (
     JsonlReport,
     LogFile,

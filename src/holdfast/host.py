@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import shutil
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from holdfast import atomic
 from holdfast.admission.address import Address, check_listen
-from holdfast.admission.control import ControlServer, control_path
+from holdfast.admission.control import ControlServer, check_alone, control_path
 from holdfast.admission.desk import invite_handler, nodes_handler
 from holdfast.admission.door import Door
 from holdfast.admission.gatekeeper import Gatekeeper, Terms
@@ -35,7 +36,8 @@ from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
 from holdfast.errors import SetupError
 from holdfast.event import Event, RunFinished, RunStarted, StepSealed
-from holdfast.evidence.certificates import DOOR, Authority
+from holdfast.evidence.authority import Authority
+from holdfast.evidence.request import DOOR
 from holdfast.journal import FOLDER, Journal
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.stage import INITIATOR
@@ -97,7 +99,7 @@ class Guests:
 
 
 class Host:
-    """See the module. Open it as a context; `engine` carries the run, `observe` is to hear its events.
+    """See the module. `engine` carries the run, `observe` is to hear its events, `tell` gets lines for the operator.
 
     Raises ConfigError for an address beyond loopback that is not `exposed`, SetupError where files or ports cannot be had.
     """
@@ -110,7 +112,7 @@ class Host:
         self._config = config
         self._directory = directory
         self._premises = premises
-        self._tell = tell
+        self.tell = tell
         self._events: deque[tuple[float, str]] = deque(maxlen=LAST_EVENTS)
         self._run = ""
         self._step = 0
@@ -120,10 +122,13 @@ class Host:
         self._machines: Machines | None = None
 
     def engine(self) -> Machines:
-        """Open wire, door and control socket, tell the first invite, and give the engine that waits for machines."""
-        with contextlib.ExitStack() as opened:
-            books = self._directory / "host"
-            _make(books)
+        """Open wire, door and control socket, tell the first invite, and give the engine that waits for machines.
+
+        Where that cannot be had, nothing is left behind, and nothing of a host that runs there already has been touched.
+        """
+        check_alone(control_path(self._directory))
+        books = self._directory / "host"
+        with _new_folder(books), contextlib.ExitStack() as opened:
             run = _run_name(books / RUN_FILE)
             authority = Authority.open(books / "authority.pem", self.identity, run)
             roster = Roster(books / ROSTER)
@@ -135,7 +140,7 @@ class Host:
             own = self._config.machines.memory_bytes
             machines = Machines(
                 transport,
-                lambda _ended: Guests(roster, self._tell),
+                lambda _ended: Guests(roster, lambda line: self.tell(line)),
                 Patience(start_s=FOREVER_S),
                 lambda worker: own if worker == INITIATOR else None,
                 over=lambda: self._over,
@@ -146,7 +151,6 @@ class Host:
             at = _as_before(self._premises.door, before)
             door = Door(gatekeeper, at, *certificate, exposed=self._premises.exposed)
             address = opened.enter_context(_serving(door))
-            atomic.write_file(books / DOOR_FILE, str(address).encode())
             doors = self._doors(address)
             invite = invite_handler(invitations, doors, self.identity.fingerprint, run)
             handlers = {
@@ -155,11 +159,12 @@ class Host:
                 "invite": invite,
             }
             opened.enter_context(ControlServer(control_path(self._directory), handlers))
+            atomic.write_file(books / DOOR_FILE, str(address).encode())
             line = invite("new", uses=self._premises.uses, ttl_s=self._premises.ttl_s)["invite"]
             if before is not None:
                 self._tell_of_earlier(before, str(address))
-            self._tell(f"door at {', '.join(doors)}, host key {self.identity.fingerprint}")
-            self._tell(f"on each machine that shall take part: holdfast join {line}")
+            self.tell(f"door at {', '.join(doors)}, host key {self.identity.fingerprint}")
+            self.tell(f"on each machine that shall take part: holdfast join {line}")
             self._open = opened.pop_all()
         return machines
 
@@ -202,16 +207,16 @@ class Host:
 
     def _tell_of_earlier(self, before: str, now: str) -> None:
         if before == now or self._premises.advertised:
-            self._tell("machines that were let in before come back by themselves, and earlier invites still open what they did")
+            self.tell("machines that were let in before come back by themselves, and earlier invites still open what they did")
             return
-        self._tell(
+        self.tell(
             f"the door was at {before} before and is at {now} now: earlier invites do not lead here, nor do machines find back "
             f"that came by them; give --door {before}, or invite them again"
         )
 
     def _at_the_door(self, line: str) -> None:
         """A newcomer may connect before it is told that it may."""
-        self._tell(line)
+        self.tell(line)
         if self._machines is not None:
             self._machines.refresh()
 
@@ -231,7 +236,7 @@ class Host:
     # -- asked by the operator ---------------------------------------------------------------------------------------
 
     def _moved(self, member: Member) -> None:
-        self._tell(f"{member.name} is {member.status.value} now ({member.note})")
+        self.tell(f"{member.name} is {member.status.value} now ({member.note})")
         if not member.status.inside and self._machines is not None:
             self._machines.release(member.name, f"{member.status.value} by the operator")
 
@@ -302,11 +307,23 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _make(books: Path) -> None:
+@contextlib.contextmanager
+def _new_folder(books: Path) -> Iterator[None]:
+    """The folder is made for its owner alone, with those above it; what was made goes again where the block fails."""
+    made = [folder for folder in (books, *books.parents) if not folder.exists()]
     try:
         books.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SetupError(f"cannot make {books}: {error.strerror or error}; choose another --out") from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if books in made:
+                shutil.rmtree(books)
+            for folder in made[1:]:
+                folder.rmdir()
+        raise
 
 
 def _run_name(path: Path) -> str:

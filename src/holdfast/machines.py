@@ -23,7 +23,7 @@ import torch
 
 from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble, Survey
-from holdfast.errors import HoldfastError, NetworkError
+from holdfast.errors import HoldfastError, NetworkError, StoppedWaiting
 from holdfast.event import Banned, Event, WorkerLost
 from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, RealTime
@@ -141,6 +141,7 @@ class Machines:
         self._asked = 0
         self._mute: set[str] = set()
         self._closed = False
+        self._interrupted = False
         self._links: Mapping[str, LinkStats] = {}
         self._order = Deploy(0, b"")
         self._hooks = Hooks()
@@ -194,7 +195,8 @@ class Machines:
         """Gather the workers and build the cluster on them; who does not come in time is lost as soon as it runs.
 
         Once a cluster has been deployed a gap is filled by others, and nobody is waited for longer than for an answer. Raises
-        NetworkError where nobody comes to the first one, and nobody else may.
+        NetworkError where nobody comes to the first one, and nobody else may; StoppedWaiting after `interrupt`, where somebody
+        is not there yet.
         """
         self._shut()
         wanted = list(ensemble.workers)
@@ -222,18 +224,19 @@ class Machines:
             for name in wanted:
                 if name not in self._deployed:
                     self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
-            for name in self._deployed:  # who has a seat already is told of in vain, but its key counts from now on
+            for name in sorted(self._deployed):  # who has a seat already is told of in vain, but its key counts from now on
                 self._tell_joined(name)
         return self._launcher
 
     def reunite(self, names: Sequence[str], settled: Callable[[Mapping[str, frozenset[tuple[int, bytes]]]], bool]) -> None:
         """Before the first deployment: let machines come, above all these, until `settled` is content with what those who are
         there say that they keep (stage and digest, by name). If any came, nobody is waited for longer than for an answer now.
+        Raises StoppedWaiting after `interrupt`.
         """
         self.crew.gather(names)
         self._meet()
         while not settled(dict(self._kept)):
-            self.receive(POLL_S)
+            self._wait_for(names)
         if self._present:
             self._start_s = min(self._patience.start_s, self._patience.deploy_s)
 
@@ -248,6 +251,10 @@ class Machines:
                 self._gone.setdefault(name, f"it did not come within {self._start_s:g} s")
         if lacking and lacking == list(wanted) and not self._gathered and not self.crew.awaits(""):
             raise NetworkError(f"none of {', '.join(wanted)} came within {self._start_s:g} s ({why})")
+
+    def interrupt(self) -> None:
+        """Nobody is waited for any more; may be called from any thread, or from a signal handler."""
+        self._interrupted = True
 
     def close(self) -> None:
         """Dismiss everybody, if the run is over, and leave. A second call does nothing."""
@@ -334,7 +341,7 @@ class Machines:
     def _ask(self) -> int:
         """Have every worker say what it has used; the number of its answer, at least."""
         self._asked += 1
-        for name in self._deployed:
+        for name in sorted(self._deployed):
             self._send(name, TallyUp(self._asked))
         return self._asked
 
@@ -452,8 +459,14 @@ class Machines:
 
     def _await(self, settled: Callable[[str], bool], wanted: Sequence[str], patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and not all(settled(name) for name in wanted):
-            self.receive(POLL_S)
+        while time.monotonic() < deadline and (lacking := [name for name in wanted if not settled(name)]):
+            self._wait_for(lacking)
+
+    def _wait_for(self, names: Sequence[str]) -> None:
+        """For a moment."""
+        if self._interrupted:
+            raise StoppedWaiting(f"stopped while the run waited for {', '.join(names) or 'machines'}")
+        self.receive(POLL_S)
 
     def _shut(self) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.errors import CheckpointError
 from holdfast.plain import fits
-from holdfast.result import RunResult
+from holdfast.result import RunResult, rate
 
 _OF_THE_PLACEMENT = ("predicted_step_seconds", "step_seconds")
 _OF_THE_END = {
@@ -47,7 +47,7 @@ class Progress:
         return replace(
             result,
             **sums,
-            tokens_per_second=sums["tokens"] / sums["seconds"],
+            tokens_per_second=rate(sums["tokens"], sums["training_seconds"]),
             train_loss=result.train_loss if result.tokens else self.train_loss,
             blamed_workers=dict(Counter(self.lies) + Counter(result.blamed_workers)),
             blamed_stages=dict(Counter(self.stages) + Counter(result.blamed_stages)),
@@ -74,6 +74,7 @@ class Progress:
         if not _FORM.keys() <= values.keys() or not all(fits(values[name], kind) for name, kind in _FORM.items()):
             raise _unusable("it has another form than this version writes")
         sums, loss = values["sums"], float(values["train_loss"])
+        sums = {"training_seconds": sums.get("seconds", 0.0), **sums}  # checkpoints of before did not tell them apart
         missing = [name for name in SUMS if name not in sums]
         counts = [*sums.values(), *values["lies"].values(), *values["stages"].values()]
         if missing or not all(type(count) in (int, float) and 0 <= count < 2**63 for count in counts):

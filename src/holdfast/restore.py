@@ -63,10 +63,11 @@ def states_of(snapshot: Snapshot, job: Job, path: Path) -> dict[int, StageState]
     Raises CheckpointError where it holds another model than the job's, or parameters of unlike age in one stage.
     """
     plan = job.plan
-    moments = [f"{name}.{kind}" for name in plan.trainable for kind in KINDS]
+    trainable = sorted(plan.trainable)
+    moments = [f"{name}.{kind}" for name in trainable for kind in KINDS]
     _check_same_model(path, plan.shapes, snapshot.weights, job)
     _check_same_model(path, {name: plan.shapes[name.rpartition(".")[0]] for name in moments}, snapshot.moments, job)
-    updates = {name: snapshot.updates.get(name, snapshot.version) for name in plan.trainable}
+    updates = {name: snapshot.updates.get(name, snapshot.version) for name in trainable}
     try:
         return staged(plan, snapshot.version, snapshot.weights, snapshot.moments, updates)
     except UnlikeAge as error:

@@ -48,13 +48,15 @@ class RunResult:
     checks fairly; `claims_checked` counts what those computed again. `checkpoint_step` are the steps after
     which the newest checkpoint on the disk was taken (None: there is none); it is less than `steps` where a later one failed.
     `step_seconds` is what the middle one of the last clean steps took on the engine's clock, `predicted_step_seconds` what was
-    predicted for the placement that they ran on.
+    predicted for the placement that they ran on. `training_seconds` is the part of `seconds` in which steps were made: without
+    what comes before the first one, the waits for machines, and the end; `tokens_per_second` counts by it.
     """
 
     run_id: str
     steps: int
     tokens: int
     seconds: float
+    training_seconds: float
     virtual_seconds: float
     tokens_per_second: float
     train_loss: float
@@ -174,11 +176,17 @@ class RunFacts:
     steps: int
     tokens: int
     seconds: float
+    training_seconds: float
     weights_digest: str
     certified: bool
     interrupted: bool
     out: str | None
     checkpoint_step: int | None = None
+
+
+def rate(tokens: float, seconds: float) -> float:
+    """Tokens a second; 0 where no step was made."""
+    return tokens / seconds if seconds > 0 else 0.0
 
 
 def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, truth: GroundTruth | None) -> RunResult:
@@ -189,8 +197,9 @@ def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, tr
         steps=run.steps,
         tokens=run.tokens,
         seconds=run.seconds,
+        training_seconds=run.training_seconds,
         virtual_seconds=meter.virtual_s,
-        tokens_per_second=run.tokens / run.seconds,
+        tokens_per_second=rate(run.tokens, run.training_seconds),
         train_loss=counts.losses.get(run.steps - 1, math.nan),
         validation_perplexity=score.perplexity,
         validation_bits_per_byte=score.bits_per_byte,

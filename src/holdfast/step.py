@@ -91,7 +91,7 @@ class StepState:
     losses: dict[int, float] = field(default_factory=dict)
     accounts: dict[int, tuple[float, ...]] = field(default_factory=dict)
     disputes: dict[ClaimKey, Dispute] = field(default_factory=dict)
-    examined: set[ClaimKey] = field(default_factory=set)
+    examined: dict[ClaimKey, None] = field(default_factory=dict)
     findings: dict[ClaimKey, Finding] = field(default_factory=dict)
     relayed: dict[ClaimKey, tuple[str, Claim]] = field(default_factory=dict)
     carried: set[tuple[ClaimKey, str]] = field(default_factory=set)
@@ -137,8 +137,9 @@ class StepState:
         return all(self.update_key(i) in self.board.accepted for i in self.updating)
 
     @property
-    def at_the_referee(self) -> set[ClaimKey]:
-        return self.examined - self.findings.keys()
+    def at_the_referee(self) -> list[ClaimKey]:
+        """What it has not computed yet, in the order in which it was asked."""
+        return [key for key in self.examined if key not in self.findings]
 
     @property
     def unopened(self) -> list[int]:

@@ -127,16 +127,22 @@ class Trainer:
         self._return: Return | None = None
         self._set_aside: str | None = None
         self._began = time.perf_counter()
+        self._training_s = 0.0
+        self._steps_since: float | None = None
 
     def stop(self) -> None:
-        """Finish the step that is running, write a checkpoint and return; safe to call from a signal handler."""
+        """Finish the step that is running, write a checkpoint and return; where machines are waited for, `run` raises
+        StoppedWaiting instead. Safe to call from a signal handler.
+        """
         self._stopping = True
+        if self._engine is not None:
+            self._engine.interrupt()
 
     def run(self) -> RunResult:
         """Train to the last step, or until `stop`. One torch thread, as long as it lasts: two would give other bits.
 
         Raises a UsageError or SetupError before anything is written where the run cannot start, and FaultWindowExceeded
-        where more is broken at once than can be carried.
+        where more is broken at once than can be carried; StoppedWaiting where it is stopped while it waits for machines.
         """
         ended = "failed"
         try:
@@ -159,6 +165,8 @@ class Trainer:
         check_fits(job)
         self._likeness = _likeness(job)
         self._engine = self._open_engine()
+        if self._stopping:  # before there was an engine that could be told
+            self._engine.interrupt()
         self._keeper = keeper = Keeper(self._config, job, self.run_id)
         states, step, cluster, job = self._train(job, keeper, self._start(job, keeper))
         self._measure(cluster)
@@ -233,6 +241,7 @@ class Trainer:
                 states = self._fall_back(job, keeper, cluster, step, broken)
                 step = _version(states)
                 job, states, cluster = self._deploy(job, keeper, states, "after the run went back")
+        self._halt_clock()
         self._keep(job, keeper, cluster, states)
         self._hear_of_checkpoints(keeper, wait=True)
         return states, step, cluster, job
@@ -274,7 +283,9 @@ class Trainer:
         self, job: Job, keeper: Keeper, states: States, cause: str = "", move: Move | None = None
     ) -> tuple[Job, States, Cluster]:
         assert self._deployments is not None
+        self._halt_clock()
         job, states, cluster = self._deployments.deploy(job, states, cause, move)
+        self._steps_since = time.perf_counter()
         keeper.recut(job)
         self._deployed(cluster)
         return job, states, cluster
@@ -416,6 +427,14 @@ class Trainer:
         self._tell(Evaluated(step, score.perplexity, score.bits_per_byte), 0.0)
         return score
 
+    def _halt_clock(self) -> None:
+        """No step is made from here on: machines may have to be waited for, or the run is over."""
+        self._training_s, self._steps_since = self._time_in_steps(), None
+
+    def _time_in_steps(self) -> float:
+        running = 0.0 if self._steps_since is None else time.perf_counter() - self._steps_since
+        return self._training_s + running
+
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def _measure(self, cluster: Cluster) -> None:
@@ -453,6 +472,7 @@ class Trainer:
             steps,
             job.batches.tokens_per_step * len(self._counts.sealed),
             time.perf_counter() - self._began,
+            self._time_in_steps(),
             "",
             keeper.certified,
             self._stopping,

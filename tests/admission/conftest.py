@@ -17,7 +17,7 @@ from holdfast.admission.invitations import Invitations
 from holdfast.admission.invite import Invite
 from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Offer, Roster
-from holdfast.evidence.certificates import Authority
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import Identity, derived
 
 RUN = "run-1"

@@ -16,8 +16,10 @@ from holdfast.admission.invitations import Invitations
 from holdfast.admission.roster import Offer, Roster
 from holdfast.admission.turnstile import MOST_PEERS, Challenges, Turnstile, peer_group, peer_host
 from holdfast.admission.wording import Hello, Request
-from holdfast.evidence.certificates import AdmissionRequest, Authority, new_tls_key, sign_request
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import Identity, derived
+from holdfast.evidence.request import AdmissionRequest, sign_request
+from holdfast.evidence.tls_key import new_tls_key
 
 from .conftest import HOST, OFFER, RUN, Clock
 

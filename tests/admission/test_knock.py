@@ -22,7 +22,8 @@ from holdfast.admission.knock import Admission, knock
 from holdfast.admission.known_hosts import KnownHosts
 from holdfast.admission.roster import Status
 from holdfast.errors import ConfigError, NetworkError, SetupError
-from holdfast.evidence.certificates import Authority, check_certificate, member_keys
+from holdfast.evidence.authority import Authority
+from holdfast.evidence.certificates import check_certificate, member_keys
 from holdfast.evidence.identity import derived
 
 from .conftest import HOST, OFFER, RUN, Clock, Host, Loop

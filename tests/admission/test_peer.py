@@ -20,7 +20,7 @@ from holdfast.admission import peer, wording
 from holdfast.admission.address import parse_address
 from holdfast.admission.peer import Sight, look
 from holdfast.cli.main import main
-from holdfast.evidence.certificates import Authority
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import derived
 from holdfast.testing.certificates import Authority as Stranger
 from holdfast.transport import Credentials, Endpoint

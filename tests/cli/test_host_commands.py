@@ -14,6 +14,7 @@ from holdfast.admission.desk import invite_handler, nodes_handler
 from holdfast.admission.invitations import Invitations
 from holdfast.admission.invite import Invite
 from holdfast.admission.roster import Offer, Roster
+from holdfast.cli.host import _resolve
 from holdfast.cli.invite import seconds
 from holdfast.errors import ConfigError
 from holdfast.evidence.identity import derived
@@ -115,3 +116,33 @@ def test_spans(text: str, value: float) -> None:
 def test_what_is_no_span(text: str) -> None:
     with pytest.raises(ConfigError, match="--ttl"):
         seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--set", "pipeline.engine=processes"), "the workers of a host are machines that join"),
+        (("--set", "machines.expose_wire=true"), "has --expose"),
+        (("--set", "training.step=3"), "training.step"),
+        (("--stages", "2"), "nothing is left for other machines"),
+        (("--engine", "processes"), "No such option: --engine"),
+        (("--ray-address", "auto"), "No such option: --ray-address"),
+        (("--expose-wire",), "No such option"),
+    ],
+)
+def test_a_host_refuses_what_it_would_not_obey(holdfast: Any, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("[training]\nsteps = 3\n")
+    outcome = holdfast("host", str(config), "--out", str(tmp_path / "run"), *words)
+    assert outcome.code == 2
+    assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_assignment_counts_for_a_host_after_file_and_options(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("[optimizer]\nbeta2 = 0.9\n[training]\nsteps = 3\n")
+    assignments = ["optimizer.beta2=0.95", "machines.return_s=5"]
+    resolved, directory, resume = _resolve(config, {"steps": 4, "out": str(tmp_path / "run")}, assignments)
+    assert (resolved.optimizer.beta2, resolved.training.steps, resolved.machines.return_s) == (0.95, 4, 5.0)
+    assert (directory, resume) == (tmp_path / "run", None)

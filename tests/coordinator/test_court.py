@@ -321,6 +321,23 @@ def test_who_complained_before_the_ruling_is_served_after_it(world):
     assert messages(sent, Supply) == [("w2", Supply(w.key("a10"), ("w3",)))]
 
 
+def test_several_who_complained_before_the_ruling_are_served_in_the_order_of_the_route(world):
+    w = world(size=6, micro_batches=8).begin()
+    for m in range(8):
+        key = w.key(f"a2{m}")
+        consumers = w.route.consumers(key.direction, key.stage)
+        assert len(consumers) > 1
+        w.post("w0", f"a0{m}")
+        for text in ("a1", "a2"):
+            for worker in w.route.holders(int(text[1]))[: 2 if text == "a1" else 1]:
+                w.post(worker, f"{text}{m}")
+        for consumer in reversed(consumers):
+            w.say(consumer, Complaint(key, "w2", b""))
+        sent = w.post(w.route.shadows[2], f"a2{m}")
+        again = [to for to, message in messages(sent, Accepted) if message.key == key]
+        assert again == [*consumers, *consumers]  # the ruling, and the answers to the complaints
+
+
 # -- quarantine and bans -------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from holdfast.claim import Claim, ClaimKey, Direction, Header, Role
 from holdfast.config import RunConfig
 from holdfast.digest import tensor_digest
 from holdfast.errors import HoldfastError, ProtocolError
-from holdfast.evidence.certificates import Authority
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity, derived
 from holdfast.machines import HOST, TRUSTED

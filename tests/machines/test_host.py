@@ -17,7 +17,7 @@ import pytest
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
 from holdfast.config import resolve, to_toml
-from holdfast.errors import ConfigError, NetworkError
+from holdfast.errors import ConfigError, NetworkError, SetupError
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
@@ -103,6 +103,25 @@ def test_a_door_that_has_moved_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert doors[0] == doors[1] != doors[2]
     assert not any("before" in line for line in told[0])
     assert any("earlier invites do not lead here" in line and "give --door 127.0.0.1:" in line for line in told[2])
+
+
+def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one in the same directory, or one whose port is taken: the first one's door is still known afterwards."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    told: list[str] = []
+    host = Host(resolve(SMALL), tmp_path / "run", Premises(), told.append)
+    engine = host.engine()
+    books = {path.name: path.read_bytes() for path in (tmp_path / "run" / "host").iterdir()}
+    with pytest.raises(SetupError, match=r"a host runs in .* already"):
+        Host(resolve(SMALL), tmp_path / "run", Premises(), told.append).engine()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "host").iterdir()} == books
+    door = books["door"].decode()
+    with pytest.raises(SetupError, match=door):
+        Host(resolve(SMALL), tmp_path / "new" / "run", Premises(door=door), told.append).engine()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
+    host.close()
+    engine.close()
+    assert len([line for line in told if "holdfast join" in line]) == 1
 
 
 COMMAND = """

@@ -11,7 +11,7 @@ import pytest
 from holdfast.claim import Role
 from holdfast.config import RunConfig, assign, resolve
 from holdfast.event import Alert, Banned, Event, RolledBack, Ruling, WorkerLost
-from holdfast.evidence.certificates import Authority
+from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import generate
 from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.result import RunResult

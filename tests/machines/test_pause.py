@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -167,6 +168,53 @@ def test_a_run_that_is_stopped_while_it_waits_ends_and_says_for_what(in_threads:
     ) as left:
         run.trainer.run()
     assert left.value.exit_code == 130
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("placement", ["listed", "measured"])
+def test_a_run_that_is_stopped_while_it_waits_for_its_first_machines_leaves_at_once(in_threads: Any, placement: str) -> None:
+    """One is there, the other may come at any time."""
+    run = Run(config_of(cluster={"placement": placement}), in_threads)
+    prepare = run.stage.prepare
+
+    def without_one(crew: Any) -> None:
+        prepare(crew)
+        crew.unplugged = {"w1"}
+        threading.Timer(0.5, run.trainer.stop).start()
+
+    run.stage.prepare, run.stage.patience = without_one, Patience(start_s=1e9)
+    with pytest.raises(StoppedWaiting, match="stopped while the run waited for w1"):
+        run.trainer.run()
+    assert run.of(StepSealed) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_run_that_is_stopped_before_it_has_an_engine_waits_for_nobody(in_threads: Any) -> None:
+    run = Run(config_of(), in_threads)
+    run.stage.patience = Patience(start_s=1e9)
+    run.trainer.stop()
+    with pytest.raises(StoppedWaiting, match="waited for w1, w2"):
+        run.trainer.run()
+
+
+@pytest.mark.timeout(60)
+def test_a_later_deployment_that_waits_is_left_too(in_threads: Any) -> None:
+    """Both neighbours go at once, and the run, which would wait long for them, is stopped."""
+
+    def at(run: Run, event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 2 and not run.of(RolledBack):
+            run.stage.crew.unplugged |= {"w1", "w2"}
+            run.stage.crew.kill("w1")
+            run.stage.crew.kill("w2")
+        if isinstance(event, RolledBack):
+            run.trainer._standing.lost.clear()
+            threading.Timer(0.5, run.trainer.stop).start()
+
+    run = Run(config_of(2), in_threads, at)
+    run.stage.patience = Patience(start_s=1e9, deploy_s=1e9, answer_s=2.0, deadlock_s=20.0)
+    with pytest.raises(StoppedWaiting, match="stopped while the run waited for w1, w2"):
+        run.trainer.run()
+    assert len(run.of(RolledBack)) == 1
 
 
 @pytest.mark.timeout(120)

@@ -88,7 +88,7 @@ class ControlServer:
         self._handlers = dict(handlers)
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._short: Path | None = None
-        _clear(path)
+        check_alone(path)
         try:
             self._server = _Server(str(self._bindable()), self)
         except OSError as error:
@@ -200,7 +200,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Nothing: `answer` has caught what a request can do, and a traceback here would go to the host's terminal."""
 
 
-def _clear(path: Path) -> None:
+def check_alone(path: Path) -> None:
     """Remove the socket of a host that was killed. Raises SetupError where one lives."""
     if not (path.exists() or path.is_symlink()):
         return

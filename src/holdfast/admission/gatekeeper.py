@@ -22,8 +22,10 @@ from holdfast.admission.roster import Member, Offer, Roster, Status
 from holdfast.admission.turnstile import Challenges, Turnstile, peer_group, peer_host
 from holdfast.admission.wording import Admitted, Challenge, Hello, OtherVersion, Refused, Request, Waiting
 from holdfast.errors import ConfigError, HoldfastError, ProtocolError
-from holdfast.evidence.certificates import MEMBER_HOURS, AdmissionRequest, Authority, check_tls_public, verify_request
+from holdfast.evidence.authority import MEMBER_HOURS, Authority
 from holdfast.evidence.identity import fingerprint
+from holdfast.evidence.request import AdmissionRequest, verify_request
+from holdfast.evidence.tls_key import check_tls_public
 
 NO_ENTRY = Refused(
     "invite", "this invite opens nothing here: it is mistyped, expired, used up or revoked; ask the host for a new one"

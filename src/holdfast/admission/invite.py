@@ -17,7 +17,7 @@ import msgspec
 
 from holdfast.admission.address import Address, parse_address
 from holdfast.errors import ConfigError
-from holdfast.evidence.certificates import check_run
+from holdfast.evidence.request import check_run
 
 SCHEME = "holdfast1"
 SECRET_BYTES = 16

@@ -27,18 +27,10 @@ from holdfast.admission.known_hosts import KnownHosts
 from holdfast.admission.roster import Offer
 from holdfast.admission.wording import Admitted, Challenge, Hello, OtherVersion, Refused, Request, Waiting
 from holdfast.errors import ConfigError, NetworkError, ProtocolError
-from holdfast.evidence.certificates import (
-    DOMAIN,
-    DOOR,
-    AdmissionRequest,
-    TlsKey,
-    check_authority,
-    check_certificate,
-    embedded_authority,
-    new_tls_key,
-    sign_request,
-)
+from holdfast.evidence.certificates import DOMAIN, check_authority, check_certificate, embedded_authority
 from holdfast.evidence.identity import Identity
+from holdfast.evidence.request import DOOR, AdmissionRequest, sign_request
+from holdfast.evidence.tls_key import TlsKey, new_tls_key
 
 PATIENCE_S = 60.0
 WAIT_S = 3600.0

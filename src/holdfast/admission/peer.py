@@ -19,7 +19,8 @@ from holdfast.admission import wording
 from holdfast.admission.address import Address
 from holdfast.admission.knock import cut_off, greet, tls_of_a_stranger
 from holdfast.errors import NetworkError, ProtocolError
-from holdfast.evidence.certificates import DOMAIN, DOOR, embedded_authority, member_keys
+from holdfast.evidence.certificates import DOMAIN, embedded_authority, member_keys
+from holdfast.evidence.request import DOOR
 
 PATIENCE_S = 5.0
 

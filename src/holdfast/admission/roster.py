@@ -20,8 +20,8 @@ import msgspec
 
 from holdfast.admission import book
 from holdfast.errors import ConfigError, ProtocolError
-from holdfast.evidence.certificates import DOOR, HOST, check_name
 from holdfast.evidence.identity import fingerprint
+from holdfast.evidence.request import DOOR, HOST, check_name
 
 SCHEMA = 1
 FILE = "roster.json"

@@ -80,6 +80,9 @@ def _show_peer(text: str, *, as_json: bool) -> None:
     import json
 
     from holdfast.admission.address import parse_address
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()
     from holdfast.admission.peer import look
     from holdfast.errors import NetworkError
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.options import JSON, QUIET, VERBOSE, with_settings
+from holdfast.settings import SETTINGS
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 CHECKPOINT_EVERY = 10
 """Steps: what a host that dies may have to compute again, where the config does not say."""
 
+NOT_HERE = ("engine", "ray_address", "expose_wire")
+"""Settings of `train` that say where workers come from: here they are machines that join."""
+
 
 def register(app: typer.Typer) -> None:
-    app.command("host", rich_help_panel="Machines")(
-        with_settings(host, defaults={"checkpoint_every": CHECKPOINT_EVERY, "out": None})
-    )
+    settings = [setting for setting in SETTINGS if setting.name not in NOT_HERE]
+    own = {"checkpoint_every": CHECKPOINT_EVERY, "out": None}
+    app.command("host", rich_help_panel="Machines")(with_settings(host, settings, own))
 
 
 def host(
@@ -34,7 +38,13 @@ def host(
     ] = None,
     accept: Annotated[str, typer.Option("--accept", metavar="auto|manual", help="Who lets newcomers in.")] = "auto",
     uses: Annotated[
-        int | None, typer.Option("--uses", metavar="N", min=1, help="Machines that the first invite lets in (default: all).")
+        int | None,
+        typer.Option(
+            "--uses", metavar="N", min=1, help="Machines that the first invite lets in (default: twice those needed)."
+        ),
+    ] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     as_json: JSON = False,
     quiet: QUIET = False,
@@ -42,29 +52,44 @@ def host(
     **settings: Any,
 ) -> None:
     """Open a run, print one invite, wait for machines and train. The same command goes on with a run that was broken off."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()  # before gRPC is imported, with the host
     from holdfast.cli.session import run_hosted, show_result
     from holdfast.errors import ConfigError
     from holdfast.host import Host, Premises
+    from holdfast.report.terminal import REAL
 
     if accept not in ("auto", "manual"):
         raise ConfigError(f"--accept is auto or manual, got {accept!r}")
-    resolved, directory, resume = _resolve(config, settings)
+    resolved, directory, resume = _resolve(config, settings, assign or [])
     machines = max(1, resolved.pipeline.stages - 2)
     premises = Premises(
         door, wire, expose, "manual" if accept == "manual" else "auto", tuple(advertise or ()), uses or 2 * machines
     )
     hosted = Host(resolved, directory, premises, lambda line: print(line, file=sys.stderr, flush=True))
     result = run_hosted(resolved, hosted, resume=resume, quiet=quiet, verbose=verbose)
-    show_result(result, as_json=as_json)
+    show_result(result, as_json=as_json, clock=REAL)
 
 
-def _resolve(path: Path, settings: dict[str, Any]) -> tuple[RunConfig, Path, Path | None]:
+def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tuple[RunConfig, Path, Path | None]:
     """The config of a run that begins, or of the one in its directory, which then goes on."""
-    from holdfast.config import read_toml, resolve
+    from holdfast.config import assign, read_toml, resolve
     from holdfast.errors import ConfigError
     from holdfast.settings import merge
 
-    resolved = resolve(merge(read_toml(path), settings))
+    resolved = resolve(assign(merge(read_toml(path), settings), assignments))
+    engine = resolved.pipeline.engine
+    if engine != "memory":
+        raise ConfigError(
+            f"pipeline.engine is {engine!r}, and the workers of a host are machines that join; leave it out, or use "
+            f"holdfast train --engine {engine}"
+        )
+    if resolved.machines.ray_address is not None or resolved.machines.expose_wire:
+        raise ConfigError(
+            "machines.ray_address and machines.expose_wire are of holdfast train --engine ray; a host that others reach "
+            "has --expose"
+        )
     if resolved.output.dir is None:
         raise ConfigError("a hosted run needs a directory of its own, by which it is found again; give --out DIR")
     if resolved.attack or resolved.faults:

@@ -35,6 +35,9 @@ def join(
     ] = 600.0,
 ) -> None:
     """Join a run and compute until it is over. First the host proves who it is, then this machine does."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()  # before gRPC is imported, with the guest
     from holdfast.admission.address import check_listen
     from holdfast.admission.invite import Invite
     from holdfast.cli.session import INTERRUPTED, first_interrupt_calls

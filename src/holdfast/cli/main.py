@@ -69,7 +69,6 @@ for _module in (demo, train, sweep, evaluate, models, doctor, export, report, au
     _module.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")
-app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
+    from holdfast.errors import StoppedWaiting
     from holdfast.host import Host
     from holdfast.result import RunResult
 
@@ -23,14 +24,22 @@ INTERRUPTED = 130
 
 def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False) -> RunResult:
     """One run with progress on stderr; stopped by Ctrl-C, it writes its checkpoint and leaves with exit code 130."""
+    from holdfast.transport.quiet import quiet_grpc
+
+    quiet_grpc()
+    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    clock = clock_of(config)
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format, clock=clock) as progress:
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
-            result = experiment.run()
+            try:
+                result = experiment.run()
+            except StoppedWaiting as left:
+                _leave_waiting(left, f"holdfast train --resume {config.output.dir}")
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -42,15 +51,21 @@ def run_hosted(
     config: RunConfig, host: Host, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False
 ) -> RunResult:
     """Like `run_experiment`, with machines that join; the door is shut at the end, however it comes."""
+    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
+    from holdfast.report.terminal import REAL
 
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format) as progress:
+    form = config.output.log_format
+    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=form, clock=REAL) as progress:
+        host.tell = progress.say
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
         try:
             with first_interrupt_calls(experiment.stop) as interrupted:
                 result = experiment.run()
+        except StoppedWaiting as left:
+            _leave_waiting(left, "the same command")
         finally:
             host.close()
     if interrupted():
@@ -58,6 +73,11 @@ def run_hosted(
         raise typer.Exit(INTERRUPTED)
     _warn_of_checkpoints(result)
     return result
+
+
+def _leave_waiting(left: StoppedWaiting, command: str) -> NoReturn:
+    print(f"{left}; go on with {command}", file=sys.stderr)
+    raise typer.Exit(left.exit_code)
 
 
 def _from_where(result: RunResult) -> str:
@@ -82,8 +102,8 @@ def _warn_of_checkpoints(result: RunResult) -> None:
         )
 
 
-def show_result(result: RunResult, *, as_json: bool) -> None:
-    """The result for people, or as one JSON object on the last line."""
+def show_result(result: RunResult, *, as_json: bool, clock: str) -> None:
+    """The result for people, or as one JSON object on the last line; `clock` is what the run's own time is called."""
     record = result.to_json()
     if as_json:
         print(json.dumps(record, allow_nan=False))
@@ -91,7 +111,15 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     shown = {key: value for key, value in record.items() if value not in (None, {}, [])}
     width = max(len(key) for key in shown)
     for key, value in shown.items():
-        print(f"{key.replace('_', ' '):<{width}}  {_told(value)}")
+        name = f"{clock}_seconds" if key == "virtual_seconds" else key
+        print(f"{name.replace('_', ' '):<{width}}  {_told(value)}")
+
+
+def clock_of(config: RunConfig) -> str:
+    """What the clock of a run is called that has no host."""
+    from holdfast.report.terminal import REAL, VIRTUAL
+
+    return VIRTUAL if config.pipeline.engine == "memory" else REAL
 
 
 @contextmanager

@@ -42,7 +42,10 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Tally:
-    """Observer that counts; `clock` gives wall seconds and can be replaced in a test."""
+    """Observer that counts; `clock` gives wall seconds and can be replaced in a test. `wall_seconds` are those of steps.
+
+    `time` is what the run's own clock is called, whose seconds events come with.
+    """
 
     label: str
     steps: int
@@ -58,19 +61,22 @@ class Tally:
     restarted: int = 0
     caught: Counter[str] = field(default_factory=Counter)
     finished: bool = False
-    began: float | None = None
-    latest: float = 0.0
+    timed_tokens: int = 0
+    wall_seconds: float = 0.0
+    since: float | None = None
+    time: str = "virtual"
 
     def __call__(self, event: Event, seconds: float) -> None:
         self.virtual_seconds = seconds
-        if not self.finished:
-            self.latest = self.clock()
-        if self.began is None:
-            self.began = self.latest
         match event:
             case StepSealed():
                 self.step, self.loss, self.gradient_norm = event.step + 1, event.loss, event.gradient_norm
                 self.tokens += event.tokens
+                self._time(event.tokens)
+            case Placed():  # the run has been deployed, and the next step begins
+                self.since = self.clock() if self.since is None else self.since
+            case RolledBack() | Paused():
+                self.since = None
             case Alert():
                 self.alerts += 1
             case Ruling():
@@ -86,13 +92,18 @@ class Tally:
             case _:
                 pass
 
-    @property
-    def wall_seconds(self) -> float:
-        return 0.0 if self.began is None else self.latest - self.began
+    def _time(self, tokens: int) -> None:
+        """A step is sealed: it counts for the speed if its beginning is known."""
+        now = self.clock()
+        if self.since is not None:
+            self.timed_tokens += tokens
+            self.wall_seconds += now - self.since
+        self.since = now
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.wall_seconds if self.wall_seconds > 0 else math.nan
+        """By the clock on the wall, without the time in which machines were waited for."""
+        return self.timed_tokens / self.wall_seconds if self.wall_seconds > 0 else math.nan
 
     @property
     def names_of_caught(self) -> str:

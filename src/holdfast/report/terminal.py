@@ -33,6 +33,10 @@ from holdfast.report.tally import Tally, tell
 Observer = Callable[[Event, float], None]
 """Called with every event of a run and its virtual time in seconds, from the thread of the run; must not raise."""
 
+VIRTUAL = "virtual"
+REAL = "run"
+"""What the clock of an engine is called: of a described cluster, or of the run itself."""
+
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10
 
@@ -59,13 +63,18 @@ class Progress(AbstractContextManager["Progress"], Protocol):
 
     def observer(self, label: str, steps: int) -> Observer: ...
 
+    def say(self, line: str) -> None:
+        """A line that is not of the run itself, at once and in one piece, however long; from any thread."""
+        ...
+
 
 class LineProgress:
     """One line every `steps / 10` steps, and for who comes and goes; with `verbose`, for every alert and ruling as well."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool = False, clock: str = VIRTUAL) -> None:
         self._stream = stream
         self._verbose = verbose
+        self._clock = clock
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +83,7 @@ class LineProgress:
         self._stream.flush()
 
     def observer(self, label: str, steps: int) -> Observer:
-        tally = Tally(label, steps)
+        tally = Tally(label, steps, time=self._clock)
         every = max(1, steps // LINES_A_RUN)
 
         def observe(event: Event, seconds: float) -> None:
@@ -89,6 +98,9 @@ class LineProgress:
 
         return observe
 
+    def say(self, line: str) -> None:
+        self._print("", line)
+
     def _print(self, label: str, text: str) -> None:
         self._stream.write(f"{label}: {text}\n" if label else f"{text}\n")
         self._stream.flush()
@@ -97,12 +109,13 @@ class LineProgress:
 class LiveProgress:
     """A table that redraws itself, one row a run; news scrolls above it, with `verbose` of every alert and ruling."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool = False, clock: str = VIRTUAL) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self._tallies: list[Tally] = []
         self._verbose = verbose
+        self._clock = clock
         self._live = Live(
             get_renderable=self._table,
             console=Console(file=stream, highlight=False),
@@ -117,7 +130,7 @@ class LiveProgress:
         self._live.stop()
 
     def observer(self, label: str, steps: int) -> Observer:
-        tally = Tally(label, steps)
+        tally = Tally(label, steps, time=self._clock)
         self._tallies.append(tally)
 
         def observe(event: Event, seconds: float) -> None:
@@ -132,6 +145,9 @@ class LiveProgress:
 
         return observe
 
+    def say(self, line: str) -> None:
+        self._live.console.print(line, markup=False, soft_wrap=True)  # the terminal wraps it: what is copied is one line
+
     def _table(self) -> Any:
         from rich import box
         from rich.progress_bar import ProgressBar
@@ -140,7 +156,7 @@ class LiveProgress:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("run", "", "step"):
             table.add_column(heading, no_wrap=True)
-        for heading in ("loss", "grad norm", "tokens/s", "virtual s", "alerts"):
+        for heading in ("loss", "grad norm", "tokens/s", f"{self._clock} s", "alerts"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("caught", max_width=28)
         for tally in self._tallies:
@@ -173,9 +189,10 @@ def placement_table(event: Placed) -> Any:
 class LogProgress:
     """The lines of `LineProgress` as JSON, one object each, for programs that collect them."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool = False, clock: str = VIRTUAL) -> None:
         self._log = Log(stream, "json")
         self._verbose = verbose
+        self._clock = clock
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +201,7 @@ class LogProgress:
         return None
 
     def observer(self, label: str, steps: int) -> Observer:
-        tally = Tally(label, steps)
+        tally = Tally(label, steps, time=self._clock)
         every = max(1, steps // LINES_A_RUN)
 
         def observe(event: Event, seconds: float) -> None:
@@ -198,9 +215,15 @@ class LogProgress:
 
         return observe
 
+    def say(self, line: str) -> None:
+        self._log.write("info", line, {"event": "host"})
+
 
 class SilentProgress:
-    """Shows nothing (-q)."""
+    """Shows nothing of the run (-q)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def __enter__(self) -> Self:
         return self
@@ -211,19 +234,31 @@ class SilentProgress:
     def observer(self, label: str, steps: int) -> Observer:
         return Tally(label, steps)
 
+    def say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
 
 def open_progress(
-    stream: TextIO, *, quiet: bool = False, verbose: bool = False, form: Literal["text", "json"] = "text"
+    stream: TextIO,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+    form: Literal["text", "json"] = "text",
+    clock: str = VIRTUAL,
 ) -> Progress:
     """The progress that suits `stream`: live on a terminal, lines into a file or a pipe, nothing with `quiet`.
 
-    As JSON it is lines everywhere.
+    As JSON it is lines everywhere. `clock` is what the time of events is called, VIRTUAL or REAL.
     """
     if quiet:
-        return SilentProgress()
+        return SilentProgress(stream)
     if form == "json":
-        return LogProgress(stream, verbose=verbose)
-    return LiveProgress(stream, verbose=verbose) if stream.isatty() else LineProgress(stream, verbose=verbose)
+        return LogProgress(stream, verbose=verbose, clock=clock)
+    return (
+        LiveProgress(stream, verbose=verbose, clock=clock)
+        if stream.isatty()
+        else LineProgress(stream, verbose=verbose, clock=clock)
+    )
 
 
 def progress_line(tally: Tally) -> str:
@@ -239,7 +274,7 @@ def progress_line(tally: Tally) -> str:
     ]
     if tally.wall_seconds > 0:
         parts.append(f"{_figure(tally.tokens_per_second, 0)} tokens/s")
-    parts.append(f"virtual {tally.virtual_seconds:.1f} s")
+    parts.append(f"{tally.time} {tally.virtual_seconds:.1f} s")
     if tally.alerts:
         parts.append(f"alerts {tally.alerts}")
     if tally.caught:

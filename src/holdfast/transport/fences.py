@@ -10,7 +10,7 @@ class Fences:
     """By process and incarnation."""
 
     def __init__(self) -> None:
-        self._given_up: dict[str, set[bytes]] = {}
+        self._given_up: dict[str, dict[bytes, None]] = {}
         self._for_good: dict[str, dict[bytes, None]] = {}
         self._last: dict[str, bytes] = {}
 
@@ -26,7 +26,7 @@ class Fences:
 
     def give_up(self, process: str, incarnation: bytes) -> None:
         """Out until `pardon`."""
-        self._given_up.setdefault(process, set()).add(incarnation)
+        self._given_up.setdefault(process, {})[incarnation] = None
 
     def pardon(self, process: str) -> None:
         self._given_up.pop(process, None)

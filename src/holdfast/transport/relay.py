@@ -51,13 +51,14 @@ class Relay:
 
     def ended(self, connection: Connection) -> None:
         """A connection is gone: whoever spoke with its process through here learns that."""
-        others = {queue.origin for queue in self._to.pop(connection, {}).values() if queue.origin is not None}
+        others = dict.fromkeys(queue.origin for queue in self._to.pop(connection, {}).values() if queue.origin is not None)
         for other, queues in self._to.items():
             queue = queues.get(connection.peer)
             if queue is not None and queue.origin is connection:
                 queue.origin = None
-                others.add(other)
-        for other in others - {connection}:
+                others[other] = None
+        others.pop(connection, None)
+        for other in others:
             self._tell(other, connection.peer)
 
     def _tell(self, connection: Connection, process: str) -> None:
