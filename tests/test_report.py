@@ -47,6 +47,7 @@ from holdfast.report import (
     write_run,
 )
 from holdfast.report.comparison import clean_run, other_settings
+from holdfast.report.curves import loss_curves
 from holdfast.report.html import headline, series
 from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
@@ -364,6 +365,27 @@ def test_a_takeover_is_a_change_of_who_carries_what() -> None:
         ["0", "initiator 0, w1 1–2, w2 3–4, initiator 5", "1.600", "1.700", "as given"],
         ["3", "initiator 0, w1 1–2, initiator 3–4, initiator 5", "2.100", "2.200", "w2 was out: initiator took over stage 2"],
     ]
+
+
+def test_a_long_label_has_room_beside_the_curves() -> None:
+    def widest(label: str) -> tuple[float, list[str]]:
+        drawn = loss_curves([RunRecord(label, {}, {}, crashed().events)], ["blue"])
+        return float(re.findall('x2="([0-9.]+)"', drawn)[0]), re.findall('class="label blue">(.*?)</text>', drawn)
+
+    assert widest("sign-flip, replace")[1] == ["sign-flip, replace"]
+    assert widest("short")[0] > widest("sign-flip+faults, replace")[0] > 640
+    edge, [shown] = widest("x" * 60)
+    assert shown == "x" * 37 + "…"
+    assert edge > 640
+
+
+def test_whatever_is_wider_than_the_page_scrolls_by_itself() -> None:
+    page = render_html([crashed()])
+    drawings = re.findall(r'(<[^<]*>)<svg [^>]*width="1040"', page)
+    assert len(drawings) == 3
+    assert set(drawings) == {'<div class="wide">'}
+    caught = render_html(four_runs())
+    assert set(re.findall("(<[^<]*>)<table", caught)) == {'<div class="wide">'}
 
 
 def test_round_ticks_and_labels_apart() -> None:

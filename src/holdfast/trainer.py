@@ -54,6 +54,7 @@ from holdfast.keeper import Keeper, States
 from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
+from holdfast.partition.plan import layer_words
 from holdfast.partition.selftest import self_test
 from holdfast.placement.recut import recut
 from holdfast.placement.steward import Move, Steward
@@ -462,9 +463,7 @@ class Trainer:
             return
         self._announced = True
         plan, stages = job.plan, self._config.pipeline.stages
-        shown = [
-            f"layers {lo} to {hi - 1}, {n:,} parameters" for (lo, hi), n in zip(plan.layers, plan.parameter_counts, strict=True)
-        ]
+        shown = [f"{layer_words(its)}, {n:,} parameters" for its, n in zip(plan.layers, plan.parameter_counts, strict=True)]
         names = names_of_workers(stages)
         self._tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names), 0.0)
         if self._return is not None:

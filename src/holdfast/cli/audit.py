@@ -33,7 +33,7 @@ def audit(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Verify the evidence of a run: is it what was written, who was accused, who is proven guilty?
+    """Verify the evidence of a run, offline. Is it what was written, who was accused, who is proven guilty?
 
     Exit code 0: the log is whole and nothing is proven. 1: a worker is proven guilty, or the log is not what was written.
     """

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 Range = tuple[int, int]
 
 
+def layer_words(layers: Range) -> str:
+    """A range [lo, hi) for people, who count to the last one.
+
+    >>> layer_words((0, 1)), layer_words((1, 3))
+    ('layer 0', 'layers 1 to 2')
+    """
+    lo, hi = layers
+    return f"layer {lo}" if hi - lo == 1 else f"layers {lo} to {hi - 1}"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How one model is cut into K stages.

@@ -37,7 +37,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
         _section("Result", _tiles(shown) + _table(shown, colours) + _words(shown)),
         _section(
             "Training loss",
-            loss_curves(shown, colours),
+            f'<div class="wide">{loss_curves(shown, colours)}</div>',
             "Faint: every step. Strong: running median. Rest the pointer on a curve.",
         ),
         *_pipeline_section(shown),
@@ -200,7 +200,7 @@ def _catches(run: RunRecord) -> str:
     )
     names = ("stage", "proven lies", "first caught in step", "at virtual s", "last in step")
     heads = "<th>worker</th>" + "".join(f"<th class=num>{name}</th>" for name in names)
-    return f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide"><table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _repeat(runs: Sequence[RunRecord]) -> str:

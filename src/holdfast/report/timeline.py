@@ -111,14 +111,15 @@ def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, 
 
 def _bar(record: Mapping[str, Any], x: Axis, rows: Mapping[int, float]) -> str:
     half = max((x.at(1) - x.at(0)) / 2, 1.5)
+    start, end = max(x.at(record["step"]) - half, LEFT - 8), min(x.at(record["step"]) + half, WIDTH)
     told = f"step {record['step']}: stages {record['bypassed']} left out, {record['frozen']} frozen"
     return "".join(
         element(
             "rect",
             title(told),
-            x=x.at(record["step"]) - half,
+            x=start,
             y=rows[stage] - ROW / 2 + 2,
-            width=2 * half,
+            width=end - start,
             height=ROW - 4,
             rx=2,
             class_="left-out",
