@@ -19,9 +19,11 @@ from holdfast.event import (
     Alert,
     Evaluated,
     Event,
+    Joined,
     Paced,
     Paused,
     Placed,
+    Reseated,
     Ruling,
     RunFinished,
     RunStarted,
@@ -46,6 +48,7 @@ from holdfast.report import (
     render_markdown,
     write_run,
 )
+from holdfast.report.changes import account
 from holdfast.report.comparison import clean_run, other_settings
 from holdfast.report.curves import loss_curves
 from holdfast.report.html import headline, series
@@ -343,6 +346,14 @@ def test_a_page_of_a_crash_says_who_was_lost_and_who_took_over() -> None:
     assert "No claim was found wrong, and nobody is suspected of a lie." in page
     assert not re.search("left out|done again|proven to have", page)
     assert re.search(r'<p class="legend"><span><svg[^>]*><circle[^>]*class="turn-dot"/></svg>a worker lost</span></p>', page)
+
+
+def test_who_comes_back_gets_its_seat_again() -> None:
+    seats = ("initiator", "w1", "w2", "initiator")
+    run = crashed((Joined("w2", 5), 6.0), (Joined("w7", 5), 6.0), (Reseated(6, seats), 6.1))
+    assert account(run)[1:] == ["In step 5 w2 came back.", "In step 5 w7 came."]
+    assert [(seating.step, seating.why) for seating in seatings(run)][2:] == [(6, "w2 goes to stage 2")]
+    assert seatings(run)[-1].primaries == seats
 
 
 def test_a_page_says_what_was_done_where_nobody_was_proven_to_lie() -> None:

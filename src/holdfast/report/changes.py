@@ -26,11 +26,13 @@ def verdict(run: RunRecord) -> str:
 def account(run: RunRecord) -> list[str]:
     """A sentence for each loss, ban, return and arrival, oldest first, with who took over."""
     sentences = []
-    takeovers = run.of("TakenOver")
+    takeovers, gone = run.of("TakenOver"), set()
     for record in run.of("WorkerLost", "Banned", "RolledBack", "Joined"):
         out = record["event"] in ("WorkerLost", "Banned")
         heirs = [t for t in takeovers if out and t["lost"] == record["worker"] and t["step"] == record["step"]]
         told = told_of(record, ", and ".join(took_over(heirs)))
+        told += " back" if record["event"] == "Joined" and record["worker"] in gone else ""
+        gone |= {record["worker"]} if out else set()
         sentences.append(told[0].upper() + told[1:].rstrip(".") + ".")
     return sentences
 
@@ -58,7 +60,7 @@ def told_of(record: Mapping[str, Any], heirs: str = "") -> str:
         case "Banned":
             return f"in step {step} {record['worker']} was banned after {_count(record['lies'], 'proven lie')}{then}"
         case "Joined":
-            return f"before step {step} {record['worker']} came"
+            return f"in step {step} {record['worker']} came"
         case "StepRestarted":
             return f"step {step} was done again, attempt {record['attempt']}: {record['reason']}"
         case "RolledBack":

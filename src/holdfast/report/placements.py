@@ -65,7 +65,9 @@ def seatings(run: RunRecord) -> list[Seating]:
             now = Seating(record["step"], found[-1].layers, primaries, math.nan, why)
             found = found[:-1] if same else found
         else:
-            now = Seating(record["step"], found[-1].layers, tuple(record["primaries"]), math.nan, "other seats")
+            moved = [(i, who) for i, who in enumerate(record["primaries"]) if who != found[-1].primaries[i]]
+            why = ", ".join(f"{who} goes to stage {i}" for i, who in moved) or "other seats"
+            now = Seating(record["step"], found[-1].layers, tuple(record["primaries"]), math.nan, why)
         if found and record["event"] == "Placed" and _is_told_again(found[-1], now):
             found.pop()
         found.append(now)
