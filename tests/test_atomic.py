@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
-from holdfast.atomic import clear_leftovers, write_file
+from holdfast.atomic import clear_leftovers, new_directory, write_file
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])
@@ -44,3 +50,26 @@ def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "book.json").write_text("whole")
     clear_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["book.json"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: save_file({"a": torch.zeros(1000)}, path), lambda path: Tokenizer(models.BPE()).save(path)],
+    ids=["safetensors", "tokenizers"],
+)
+def test_what_the_system_refuses_is_its_error_whoever_writes(tmp_path: Path, write: Callable[[str], None]) -> None:
+    """Both libraries raise errors of their own; a run told a full disk as a defect of Holdfast."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as told, new_directory(tmp_path / "model") as partial:
+            write(str(partial / "file"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="os error"), new_directory(tmp_path / "model"):
+        raise ValueError("nothing of the os error kind")

@@ -139,7 +139,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown device": (("--device", "abacus"), r"device 'abacus' is none that torch knows; give cpu"),
     "device without numbers": (("--device", "meta"), r"'meta' computes nothing; give cpu"),
     "rate without attack": (("--rate", "0.5"), r"there is none; add --attack"),
-    "more stages than layers": (("--stages", "5"), r"5 stages for a model of 4 layers; give 1 to 4"),
+    "more stages than layers": (("--stages", "5"), r"5 stages for a model of 4 layers; give 2 to 4"),
 }
 
 
@@ -197,6 +197,10 @@ def test_bounds_that_cannot_be(refuse: Refuse, place: Path, content: str) -> Non
 ATTACKS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown attack": (("--attack", "sing-flip"), r"unknown attack 'sing-flip'; did you mean 'sign-flip'"),
     "unknown parameter": (("--attack", "zeros,size=3"), r"attack 'zeros' has no parameter size; it accepts direction"),
+    "campaign's parameter": (
+        ("--attack", "sign-flip,ratee=0.3"),
+        r"no parameter ratee; did you mean 'rate'\? it accepts direction, factor; and, as every attack, rate, stages, seed",
+    ),
     "wrong parameter": (("--attack", "scale,factor=big"), r"factor must be a number, got 'big'"),
     "wrong direction": (("--attack", "zeros,direction=up"), r"direction must be one of forward, backward, both, got 'up'"),
     "no value": (("--attack", "zeros,rate"), r"expected param=value"),

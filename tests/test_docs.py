@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.attacks import ATTACKS
-from holdfast.config import RunConfig, read_toml, resolve
+from holdfast.cli.defaults import DEFAULTS, IN_WORDS
+from holdfast.cli.templates import render
+from holdfast.config import AttackConfig, RunConfig, read_toml, resolve
 from holdfast.settings import SETTINGS
 from holdfast.sweep import read_grid
 
@@ -34,9 +36,32 @@ def test_documented_defaults_are_the_real_ones(setting) -> None:
     assert row.split("|")[3].strip(" `") == shown
 
 
+def test_the_defaults_that_help_shows_are_the_real_ones() -> None:
+    real = RunConfig().model_dump(include={"faults"})
+    for setting in SETTINGS:
+        section, _, key = setting.path.partition(".")
+        value = getattr(RunConfig(), section)
+        real[setting.name] = getattr(value, key) if key else value
+    real.pop("faults")
+    plain = {name: value for name, value in real.items() if value not in (None, ())}
+    assert plain == {name: value for name, value in DEFAULTS.items() if name not in IN_WORDS}
+    assert {name: real[name] for name in IN_WORDS} == dict.fromkeys(IN_WORDS)
+    assert AttackConfig(spec="zeros").rate == 1.0  # written in the help of --rate
+
+
 def test_every_attack_has_a_row() -> None:
     page = (ROOT / "docs/attacks.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in ATTACKS)
+
+
+@pytest.mark.parametrize("words", ["new attack slow-drift", "new defence patient"])
+def test_the_page_on_plugins_lists_what_the_template_writes(tmp_path: Path, words: str) -> None:
+    _, kind, name = words.split()
+    render(kind, name, tmp_path)
+    written = (tmp_path / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    _, here, after = (ROOT / "docs/plugins.md").read_text(encoding="utf-8").partition(f"    holdfast {words}\n")
+    assert here
+    assert after.split("```python\n")[1].split("```")[0] == written
 
 
 def test_every_link_leads_somewhere() -> None:

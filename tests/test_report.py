@@ -19,12 +19,16 @@ from holdfast.event import (
     Alert,
     Evaluated,
     Event,
+    Joined,
+    Paced,
     Paused,
     Placed,
+    Reseated,
     Ruling,
     RunFinished,
     RunStarted,
     StagesSkipped,
+    StepRestarted,
     StepSealed,
     TakenOver,
     WorkerLost,
@@ -44,8 +48,13 @@ from holdfast.report import (
     render_markdown,
     write_run,
 )
+from holdfast.report.changes import account
+from holdfast.report.comparison import clean_run, other_settings
+from holdfast.report.curves import loss_curves
 from holdfast.report.html import headline, series
+from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
+from holdfast.report.tables import rows
 from holdfast.report.tally import Tally, tell
 from holdfast.report.terminal import REAL, VIRTUAL
 from holdfast.report.timeline import timeline
@@ -199,6 +208,52 @@ def test_the_comparison_says_whose_weights_equal_the_clean_ones() -> None:
     assert "× 3.39" in lines[3]
 
 
+def settings_of(steps: int = 15, seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"training": {"steps": steps, "seed": seed, "evaluate_every": 5 * steps}, "pipeline": {"stages": 4}, **more}
+
+
+def test_runs_that_cannot_be_compared_are_not() -> None:
+    """Other steps, seeds or texts give another result with nobody lying: neither a ratio nor `differ` means anything."""
+    attack = {"attack": [{"spec": "sign-flip"}]}
+    runs = [
+        RunRecord("clean", result(100.0, "a"), settings_of(), ()),
+        RunRecord("short", result(120.0, "b"), settings_of(steps=12), ()),
+        RunRecord("both", result(86.0, "c"), settings_of(20, 7, **attack), ()),
+        RunRecord("many", result(86.0, "c"), settings_of(20, 7, optimizer={"learning_rate": 1.0}, **attack), ()),
+        RunRecord("lied to", result(150.0, "d"), settings_of(**attack) | {"pipeline": {"stages": 6}}, ()),
+        RunRecord("again", result(100.0, "a"), settings_of(data={"name": "a.txt"}), ()),
+    ]
+    assert [(row.ratio, row.weights) for row in rows(runs)] == [
+        ("× 1.00", "reference"),
+        ("–", "other steps"),
+        ("–", "other steps, seed"),
+        ("–", "other learning rate, steps and 1 more"),
+        ("× 1.50", "differ"),
+        ("–", "equal"),
+    ]
+    page = render_html(runs)
+    assert page.count("perplexity lied to") == 1
+    assert "perplexity both" not in page
+    assert '<td class="weights other">other steps<code>' in page
+
+
+def test_the_reference_is_the_clean_run_that_most_can_be_compared_with() -> None:
+    runs = [RunRecord(str(steps), result(90.0, "a"), settings_of(steps), ()) for steps in (15, 20)]
+    lied = RunRecord("lied to", result(180.0, "b"), settings_of(20, attack=[{"spec": "zeros"}]), ())
+    assert clean_run(runs) is runs[0]
+    assert clean_run([*runs, lied]) is runs[1]
+    assert clean_run([lied]) is None
+
+
+def test_a_text_is_the_same_by_its_bytes_and_not_by_its_name() -> None:
+    def run(name: str, digest: str) -> RunRecord:
+        began = RunStarted("r", (), {"data_sha256": digest}, 1, (), ())
+        return make_record(name, result(9.0, digest), settings_of(data={"name": name}), [(began, 0.0)])
+
+    assert other_settings(run("a.txt", "1"), run("./a.txt", "1")) == []
+    assert other_settings(run("a.txt", "1"), run("a.txt", "2")) == ["data"]
+
+
 def test_csv_keeps_unrounded_numbers() -> None:
     (clean, *_rest) = csv.DictReader(io.StringIO(render_csv(four_runs())))
     assert (clean["label"], clean["validation_perplexity"]) == ("clean", "92.1")
@@ -266,6 +321,82 @@ def test_a_page_of_one_run_of_any_size(stages: int) -> None:
     assert page.count('class="stage-name middle"') == stages
     assert page.count('class="shadow-name middle"') == max(0, stages - 2)
     assert page.count("wire-name middle jump") == max(0, stages - 2)
+
+
+def crashed(*more: tuple[Event, float], remedy: str = "replace") -> RunRecord:
+    """A run of four stages, of which w2 was lost in step 3 together with whatever else is told."""
+    layers, seats = ((0, 1), (1, 3), (3, 5), (5, 6)), ("initiator", "w1", "w2", "initiator")
+    events: Timed = [(started(4), 0.0), (Placed(0, "as given", layers, seats, (None,) * 4, 1.6, {}, {}), 0.0)]
+    events += [(StepSealed(step, 0, 5.0 - step, 1.0, 0.1, 4), 1.0 + step) for step in range(8)]
+    events += [
+        (Paced(3, 1.6, 1.7), 3.9),
+        (WorkerLost("w2", 3, "the worker died"), 4.0),
+        (TakenOver(2, "w2", "initiator", 3), 4.1),
+    ]
+    events += [(Paced(7, 2.1, 2.2), 7.9), *more]
+    settings = {"pipeline": {"stages": 4}, "defence": {"name": "duplicate", "on_alert": remedy}, "faults": ["crash"]}
+    return make_record("crash", result(90.0, "a", steps=8), settings, events)
+
+
+def test_a_page_of_a_crash_says_who_was_lost_and_who_took_over() -> None:
+    page = render_html([crashed()])
+    assert "<h1>8 steps, 1 worker lost, nobody caught lying</h1>" in page
+    assert "Who was lost, and when" in page
+    assert "<li>In step 3 w2 was lost, and initiator took over stage 2: the worker died.</li>" in page
+    assert "No claim was found wrong, and nobody is suspected of a lie." in page
+    assert not re.search("left out|done again|proven to have", page)
+    assert re.search(r'<p class="legend"><span><svg[^>]*><circle[^>]*class="turn-dot"/></svg>a worker lost</span></p>', page)
+
+
+def test_who_comes_back_gets_its_seat_again() -> None:
+    seats = ("initiator", "w1", "w2", "initiator")
+    run = crashed((Joined("w2", 5), 6.0), (Joined("w7", 5), 6.0), (Reseated(6, seats), 6.1))
+    assert account(run)[1:] == ["In step 5 w2 came back.", "In step 5 w7 came."]
+    assert [(seating.step, seating.why) for seating in seatings(run)][2:] == [(6, "w2 goes to stage 2")]
+    assert seatings(run)[-1].primaries == seats
+
+
+def test_a_page_says_what_was_done_where_nobody_was_proven_to_lie() -> None:
+    key = ClaimKey(5, 0, Direction.FORWARD, 1, 0)
+    doubted = (Alert(key, "output", ("w1", "w2")), 6.0)
+    skipped = render_html([crashed(doubted, (StagesSkipped(5, (1, 2), (0, 3)), 6.1), remedy="skip")])
+    assert "Nobody was proven to have lied: suspects were left out of 1 step." in skipped
+    redone = render_html([crashed(doubted, (StepRestarted(5, 1, "an alert"), 6.1), remedy="restart")])
+    assert "Nobody was proven to have lied: 1 step done again." in redone
+    assert "a worker lost, or a step done again" in redone
+
+
+def test_a_takeover_is_a_change_of_who_carries_what() -> None:
+    assert [(seating.step, seating.primaries) for seating in seatings(crashed())] == [
+        (0, ("initiator", "w1", "w2", "initiator")),
+        (3, ("initiator", "w1", "initiator", "initiator")),
+    ]
+    rows = re.findall("<tr>(<td class=num>.*?)</tr>", placement_table(crashed()))
+    assert [re.findall("<td[^>]*>(.*?)</td>", row) for row in rows] == [
+        ["0", "initiator 0, w1 1–2, w2 3–4, initiator 5", "1.600", "1.700", "as given"],
+        ["3", "initiator 0, w1 1–2, initiator 3–4, initiator 5", "2.100", "2.200", "w2 was out: initiator took over stage 2"],
+    ]
+
+
+def test_a_long_label_has_room_beside_the_curves() -> None:
+    def widest(label: str) -> tuple[float, list[str]]:
+        drawn = loss_curves([RunRecord(label, {}, {}, crashed().events)], ["blue"])
+        return float(re.findall('x2="([0-9.]+)"', drawn)[0]), re.findall('class="label blue">(.*?)</text>', drawn)
+
+    assert widest("sign-flip, replace")[1] == ["sign-flip, replace"]
+    assert widest("short")[0] > widest("sign-flip+faults, replace")[0] > 640
+    edge, [shown] = widest("x" * 60)
+    assert shown == "x" * 37 + "…"
+    assert edge > 640
+
+
+def test_whatever_is_wider_than_the_page_scrolls_by_itself() -> None:
+    page = render_html([crashed()])
+    drawings = re.findall(r'(<[^<]*>)<svg [^>]*width="1040"', page)
+    assert len(drawings) == 3
+    assert set(drawings) == {'<div class="wide">'}
+    caught = render_html(four_runs())
+    assert set(re.findall("(<[^<]*>)<table", caught)) == {'<div class="wide">'}
 
 
 def test_round_ticks_and_labels_apart() -> None:

@@ -24,6 +24,7 @@ from holdfast.plain import from_own_json
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _ASIDE = ".old-"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.+tmp-.*")
 
 
@@ -31,14 +32,16 @@ _LEFTOVER = re.compile(r"\.+tmp-.*")
 def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty directory that becomes `target` when the block ends well, and is removed when it does not.
 
-    An empty `target` gives way; one with files does so only with `replace`, and only once the new one is on the disk.
+    An empty `target` gives way; one with files does so only with `replace`, and only once the new one is on the disk. What the
+    system refuses is an OSError, whoever was writing.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".tmp-{target.name}-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with told_by_the_system():
+            yield partial
         _sync_tree(partial)
         if replace and target.exists():
             os.replace(target, _aside(target))
@@ -47,6 +50,20 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _settle(_aside(target), target)
+
+
+@contextmanager
+def told_by_the_system() -> Iterator[None]:
+    """What the writers of safetensors and tokenizers raise where the system refuses a file, as the OSError that it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, or nothing more precise than Exception
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def write_file(target: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -108,23 +125,20 @@ def verify_manifest(directory: Path) -> None:
     recorded = _read_manifest(directory)
     found = _files(directory)
     for name in sorted(recorded.keys() - found.keys()):
-        raise CheckpointError(f"{directory} is not whole: {name} is missing; {_ADVICE}")
+        raise CheckpointError(f"{directory} is not whole: {name} is missing")
     for name in sorted(found.keys() - recorded.keys()):
-        raise CheckpointError(f"{directory} was altered: {name} is not in its manifest; remove that file, or {_ADVICE}")
+        raise CheckpointError(f"{directory} was altered: {name} is not in its manifest; remove that file")
     for name, (size, digest) in sorted(recorded.items()):
         actual = found[name].stat().st_size
         if actual != size:
-            raise CheckpointError(f"{directory} is torn: {name} has {actual} bytes where {size} were written; {_ADVICE}")
+            raise CheckpointError(f"{directory} is torn: {name} has {actual} bytes where {size} were written")
         if sha256_of(found[name]) != digest:
-            raise CheckpointError(f"{directory} was altered: {name} no longer has the sha256 it was written with; {_ADVICE}")
+            raise CheckpointError(f"{directory} was altered: {name} no longer has the sha256 it was written with")
 
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_ADVICE = "use an older checkpoint"
 
 
 def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
@@ -135,9 +149,9 @@ def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
             raise CheckpointError(f"{path} has schema {manifest['schema']}, this version of Holdfast reads {SCHEMA}")
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} is no checkpoint, or a torn one: {MANIFEST} is missing; {_ADVICE}") from None
+        raise CheckpointError(f"{directory} is no checkpoint, or a torn one: {MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{directory} is torn: {MANIFEST} is unreadable ({error}); {_ADVICE}") from error
+        raise CheckpointError(f"{directory} is torn: {MANIFEST} is unreadable ({error})") from error
 
 
 def _files(directory: Path) -> dict[str, Path]:

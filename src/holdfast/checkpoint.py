@@ -100,6 +100,19 @@ def earlier_checkpoints(path: Path) -> list[Path]:
     return found[::-1]
 
 
+def newest_whole(path: Path, *, certified: bool = False) -> Path | None:
+    """The newest checkpoint beside `path`, and not that one, whose files are what was written; None where there is none."""
+    for other in reversed(_checkpoints(path.absolute().parent)):
+        if other.name == path.absolute().name or (certified and not _is_certified(other)):
+            continue
+        try:
+            verify_manifest(other)
+        except CheckpointError:
+            continue
+        return path.parent / other.name
+    return None
+
+
 def version_of(path: Path) -> int | None:
     """The version that the name of a checkpoint's directory says; None where it is none."""
     match = _NAME.fullmatch(path.absolute().name)
@@ -152,7 +165,17 @@ def export_checkpoint(source: Path, to: Path, *, allow_uncertified: bool = False
     checkpoint = _choose(source, allow_uncertified)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not empty; export into a new directory")
-    verify_manifest(checkpoint)
+    try:
+        verify_manifest(checkpoint)
+    except CheckpointError as error:
+        other = newest_whole(checkpoint, certified=not allow_uncertified)
+        kind = "that is whole" if allow_uncertified else "certified one that is whole"
+        advice = (
+            f"No other {kind} is there: train the run again with another --out"
+            if other is None
+            else f"The newest {kind} is {other}: holdfast export {other} --to {to}"
+        )
+        raise CheckpointError(f"{error}. {advice}") from None
     if not allow_uncertified and not _is_certified(checkpoint):
         raise CheckpointError(
             f"{checkpoint} is not certified: some of its steps were never checked; "
@@ -163,7 +186,8 @@ def export_checkpoint(source: Path, to: Path, *, allow_uncertified: bool = False
         with new_directory(to.absolute()) as partial:
             shutil.copytree(checkpoint, partial, dirs_exist_ok=True, ignore=lambda _folder, names: own & set(names))
     except OSError as error:
-        raise CheckpointError(f"could not write {to}: {error}; nothing was left there") from error
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # of the first file: (from, to, why)
+        raise CheckpointError(f"could not write {to}: {reason}; make room, nothing was left there") from error
     return to
 
 
@@ -270,7 +294,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = from_own_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is unreadable: {error}; use an older checkpoint") from error
+        raise CheckpointError(f"{path} is unreadable: {error}") from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         got = state.get("schema") if isinstance(state, dict) else state
         raise CheckpointError(f"{path} has schema {got!r}, this version of Holdfast reads {SCHEMA}")
@@ -280,5 +304,5 @@ def _read_state(path: Path) -> dict[str, Any]:
     wrong = [name for name, count in state["updates"].items() if not 0 <= count <= state["version"]]
     if state["version"] < 0 or wrong:
         what = f"{state['updates'][wrong[0]]} updates of {wrong[0]!r}" if wrong else "that"
-        raise CheckpointError(f"{path} is of version {state['version']}: {what} cannot be; use an older checkpoint")
+        raise CheckpointError(f"{path} is of version {state['version']}: {what} cannot be")
     return state

@@ -22,12 +22,13 @@ from holdfast.config import RunConfig, to_toml
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.engine import Engine, Ensemble, Launcher, MemoryEngine, names_of_workers
-from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
+from holdfast.errors import ConfigError, FaultWindowExceeded, NotEnoughMemory
 from holdfast.event import Event
 from holdfast.evidence.envelope import sign_header
-from holdfast.evidence.identity import Identity, derived, load_or_make
+from holdfast.evidence.identity import Identity, derived, load, load_or_make
 from holdfast.evidence.log import FILE, EvidenceLog
 from holdfast.evidence.notary import Notary, Register
+from holdfast.evidence.sequel import check_goes_on
 from holdfast.inspector import Rewind
 from holdfast.job import Job
 from holdfast.launch import Deadlock, Hooks
@@ -405,6 +406,18 @@ def open_notary(run: str, config: RunConfig, identity: Identity | None = None) -
     signer = None if key is None else load_or_make(Path(key))
     log = None if out is None else EvidenceLog(Path(out) / FILE, signer or members(config, identity)[COORDINATOR])
     return Notary(register(run, config, signer, identity=identity), log)
+
+
+def check_evidence(run: str, config: RunConfig, version: int, identity: Identity | None = None) -> None:
+    """Raise ConfigError where what a notary of this run would add to the evidence log in its directory, from `version` on, does
+    not follow on what is there. Changes nothing.
+    """
+    if config.defence_name == "none" or config.output.dir is None or not (path := Path(config.output.dir) / FILE).exists():
+        return
+    key = None if config.output.key is None else Path(config.output.key)
+    if key is not None and not key.exists():
+        raise ConfigError(f"the key file {key} (output.key) is missing; {path} goes on only with the key that began it")
+    check_goes_on(path, run, register(run, config, None if key is None else load(key), identity=identity).keys, version)
 
 
 def arithmetics(config: RunConfig) -> dict[str, str]:

@@ -23,7 +23,7 @@ Two signals stand outside the tree, because nobody is to blame and no user sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -99,6 +99,12 @@ class FaultWindowExceeded(HoldfastError):
     pass
 
 
+class NothingLeft(HoldfastError):
+    """The run that was to go on has all its steps and its model: there is nothing to do, and nothing was touched."""
+
+    exit_code = 0
+
+
 class StoppedWaiting(HoldfastError):
     """The run was told to stop while it waited for machines, and before it had any."""
 
@@ -123,3 +129,15 @@ class WorkerStalled(Exception):
         super().__init__(f"the worker stalls for {seconds} s after {len(sent)} envelopes")
         self.seconds = seconds
         self.sent: tuple[Envelope, ...] = tuple(sent)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """For the middle of a message about a wrong name: the known one that is most like it, or nothing.
+
+    >>> did_you_mean("defense", ["attack", "defence"])
+    "did you mean 'defence'? "
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

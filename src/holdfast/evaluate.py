@@ -20,6 +20,7 @@ from holdfast.config import DataConfig
 from holdfast.data import Blocks, load_corpus, load_tokenizer, pack_measured, part_of, validation_blocks
 from holdfast.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from holdfast.partition import describe
+from holdfast.partition.hub import check_hub, check_path
 from holdfast.partition.weights import no_progress_bar
 
 Part = Literal["validation", "train", "all"]
@@ -109,6 +110,7 @@ def _model_directory(path: str | Path) -> str:
     """`path`, or the model inside it where it is a run's directory; a hub name stays as it is."""
     directory = Path(path).expanduser()
     if not directory.is_dir():
+        check_path(str(path))
         return str(path)
     is_model = any((directory / name).exists() for name in ("config.json", "adapter_config.json"))
     inner = directory / "model"
@@ -153,6 +155,7 @@ def _open(directory: str, base: str | None, sequence_length: int) -> nn.Module:
                 dtype="auto",
                 use_safetensors=True,
                 trust_remote_code=False,
+                local_files_only=not Path(name).is_dir() and not check_hub(name),
                 output_loading_info=True,
             )
         if base is not None:

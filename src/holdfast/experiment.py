@@ -14,7 +14,7 @@ from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
 from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
 from holdfast.engine import Engine
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, NothingLeft
 from holdfast.event import Event
 from holdfast.metrics import Metrics
 from holdfast.metrics_server import MetricsServer, check_metrics
@@ -25,6 +25,7 @@ from holdfast.report import (
     RunRecord,
     TensorBoard,
     make_record,
+    read_result,
     read_run,
     render_html,
     write_run,
@@ -48,7 +49,8 @@ class Experiment:
     With `out=DIR` the directory receives config.toml, report.jsonl, run.json, report.html, checkpoints and the model; without,
     nothing is written. `resume` is the directory of a run to go on with. While it runs, `metrics` is the server of its metrics,
     where the config wants one. With a `host` the workers are machines that join, and all keys are their own. `job` is what was
-    prepared before for exactly this run (`holdfast.sweep.jobs.job_of`). Raises ConfigError and the like before anything is
+    prepared before for exactly this run (`holdfast.sweep.jobs.job_of`). Where a run that was to go on has ended, `nothing_left`
+    says so, and the result is the one that is written there. Raises ConfigError and the like before anything is
     written.
     """
 
@@ -73,7 +75,10 @@ class Experiment:
         check_available(self.config)
         self.label = label or _label(self.config)
         self.record: RunRecord | None = None
+        self.nothing_left: str | None = None
         self._out = _directory(self.config, resumed=resume is not None)
+        if resume is not None and self._out is not None:
+            _check_opened_by(self._out, hosted=host is not None)
         self.metrics: MetricsServer | None = None
         self._metrics = _metrics(self.config)
         self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
@@ -97,6 +102,11 @@ class Experiment:
             self.metrics = MetricsServer(self._metrics, machines.metrics or "", exposed=machines.expose_metrics)
         try:
             result = self._trainer.run()
+        except NothingLeft as left:
+            assert self._out is not None, "it was found there"
+            self.nothing_left = str(left)
+            self.record = read_run(self._out)
+            return read_result(self._out)
         finally:
             self._recorder.close()
             if self.metrics is not None:
@@ -221,6 +231,20 @@ def _tables(config: RunConfig | Mapping[str, Any] | None, resume: Path | str | N
         directory = run_directory(Path(resume))
         return merge(read_toml(directory / "config.toml"), {"out": str(directory)})
     return config.model_dump(exclude_none=True) if isinstance(config, RunConfig) else dict(config or {})
+
+
+def _check_opened_by(out: Path, *, hosted: bool) -> None:
+    """The keys of a run that was hosted are those of its machines: who goes on without them would spoil its evidence."""
+    before = (out / "host").is_dir()
+    if before and not hosted:
+        raise ConfigError(
+            f"the run in {out} was opened by `holdfast host`: go on with the same command, `holdfast host ... --out {out}`"
+        )
+    if hosted and not before:
+        raise ConfigError(
+            f"the run in {out} was not opened by `holdfast host`: go on with `holdfast train --resume {out}`, "
+            "or give another --out"
+        )
 
 
 def _directory(config: RunConfig, *, resumed: bool) -> Path | None:

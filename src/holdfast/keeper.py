@@ -31,7 +31,7 @@ from holdfast.checkpoint import (
 from holdfast.claim import StageState
 from holdfast.config import RunConfig, to_toml
 from holdfast.digest import state_digest
-from holdfast.errors import CheckpointError, ConfigError, SetupError
+from holdfast.errors import CheckpointError, ConfigError, DataError, NothingLeft, SetupError
 from holdfast.evidence.log import FILE, check_end
 from holdfast.job import Job
 from holdfast.partition import is_adapter, model_writer, save_adapter
@@ -39,7 +39,8 @@ from holdfast.partition.source import LocalFiles
 from holdfast.placement.recut import recut
 from holdfast.progress import Progress
 from holdfast.report.jsonl import read_report
-from holdfast.restore import check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
+from holdfast.report.record import read_result
+from holdfast.restore import advised, check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
 
 States = Mapping[int, StageState]
@@ -74,21 +75,36 @@ class Keeper:
         if path is None:
             self.run = earlier_name(source) or self.run
             return self.initial(), Progress()
-        snapshot = read_or_advise(path, chosen=path == source)
+        snapshot = read_or_advise(path)
         if snapshot.version > self._config.training.steps:
             raise ConfigError(
                 f"{path} is at step {snapshot.version}, past the last of {self._config.training.steps} steps; "
                 "give more --steps, or an older checkpoint"
             )
+        check_same_run(snapshot, self._config, path)
         progress = Progress.from_json(snapshot.progress)
         if INITIATOR in progress.lost:
-            raise CheckpointError(f"{path} says that the {INITIATOR} itself was lost; use an older checkpoint")
+            raise CheckpointError(advised(f"{path} says that the {INITIATOR} itself was lost", path))
         check_tokenizer(path, self._job)
         states = states_of(snapshot, self._job, path)
         self._newest = snapshot.version, path
         self.certified = self.certified and snapshot.certified
         self.run = snapshot.run or self.run
         return states, progress
+
+    def check_unfinished(self, version: int) -> None:
+        """Raise NothingLeft where the run in this directory has come to its end with `version`. Changes nothing."""
+        if self._out is None or version < self._config.training.steps or not (self._out / "model").is_dir():
+            return
+        try:
+            result = read_result(self._out)
+        except DataError:
+            return  # its end was not written down; that is still to be done
+        if result.run_id == self.run and result.steps == version and not result.interrupted:
+            raise NothingLeft(
+                f"nothing is left to do: the run in {self._out} has all its {version} steps, and nothing was changed; "
+                f"--steps N with more than {version} makes it longer, and another run needs another --out"
+            )
 
     def open(self, version: int) -> None:
         """Make the run's directory ready for what comes after `version`.

@@ -8,7 +8,6 @@ lies/mine.py:Shrink,factor=2   a class in a file
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -21,20 +20,24 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 from holdfast.config import parse_spec
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Catalogue(Generic[T]):
-    """The classes of one kind of plug-in: `table` by name, `group` of entry points, all subclasses of `base` (abstract)."""
+    """The classes of one kind of plug-in: `table` by name, `group` of entry points, all subclasses of `base` (abstract).
+
+    `beside` are parameters that may stand after a name on the command line and are not the class's own.
+    """
 
     kind: str
     group: str
     base: Any
     base_name: str
     table: Mapping[str, type[T]]
+    beside: tuple[str, ...] = ()
 
     def known(self) -> dict[str, str]:
         """Every name that `resolve` knows, with one line each; plug-ins are named but not loaded."""
@@ -65,9 +68,9 @@ class Catalogue(Generic[T]):
         plugins = self._plugins()
         if name not in plugins:
             known = [*self.table, *plugins]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"unknown {self.kind} {name!r}; {hint}known are {', '.join(known)}, or file.py:Class")
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; {did_you_mean(name, known)}known are {', '.join(known)}, or file.py:Class"
+            )
         try:
             loaded = plugins[name].load()
         except Exception as error:
@@ -122,9 +125,14 @@ class Catalogue(Generic[T]):
         accepted = [key for key, item in signature.parameters.items() if item.kind is not inspect.Parameter.VAR_KEYWORD]
         open_ended = len(accepted) < len(signature.parameters)
         unknown = [] if open_ended else [key for key in parameters if key not in accepted]
-        takes = ", ".join(accepted) or "none"
+        takes = ", ".join(accepted) or ("none of its own" if self.beside else "none")
+        takes += f"; and, as every {self.kind}, {', '.join(self.beside)}" if self.beside else ""
+        misplaced = [key for key in unknown if key in self.beside]
+        if misplaced:
+            raise ConfigError(f"{self.kind} {name!r}: {misplaced[0]} is no parameter of its own; set it beside the spec")
         if unknown:
-            raise ConfigError(f"{self.kind} {name!r} has no parameter {', '.join(unknown)}; it accepts {takes}")
+            hint = did_you_mean(unknown[0], [*accepted, *self.beside])
+            raise ConfigError(f"{self.kind} {name!r} has no parameter {', '.join(unknown)}; {hint}it accepts {takes}")
         try:
             return found(**parameters)
         except (TypeError, ValueError) as error:

@@ -7,31 +7,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.atomic import MANIFEST, verify_manifest
-from holdfast.checkpoint import Snapshot, earlier_checkpoints, latest_checkpoint, read_checkpoint, version_of
+from holdfast.atomic import MANIFEST
+from holdfast.checkpoint import Snapshot, latest_checkpoint, newest_whole, read_checkpoint, version_of
 from holdfast.claim import StageState
+from holdfast.config import RunConfig, resolve
 from holdfast.data import read_vocabulary
-from holdfast.errors import CheckpointError, DataError, ProtocolError
+from holdfast.errors import CheckpointError, ConfigError, DataError, ProtocolError
 from holdfast.evidence.log import FILE, read_line
 from holdfast.evidence.record import Opening
 from holdfast.job import Job
 from holdfast.placement.recut import KINDS, UnlikeAge, staged
+from holdfast.plain import from_toml
 
 
-def read_or_advise(path: Path, *, chosen: bool) -> Snapshot:
-    """Read a checkpoint; where it is damaged and not `chosen` by hand, the error says how to go on from an older one."""
+def read_or_advise(path: Path) -> Snapshot:
+    """Read a checkpoint; where it is damaged, the error says which other one is whole, and what to do."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
-        for older in () if chosen else earlier_checkpoints(path):
-            try:
-                verify_manifest(older)
-            except CheckpointError:
-                continue
-            raise CheckpointError(
-                f"{error}. The newest that is whole is {older}: go on with --resume {older}, or remove {path} and start again"
-            ) from None
-        raise
+        if not path.is_dir():
+            raise
+        raise CheckpointError(advised(str(error), path)) from None
+
+
+def advised(error: str, path: Path) -> str:
+    """What is wrong with the checkpoint `path`, and what to go on from instead."""
+    other = newest_whole(path)
+    if other is None:
+        return f"{error}. No other checkpoint of the run is whole: restore it from a copy, or train again with another --out"
+    return f"{error}. The newest that is whole is {other}: go on with --resume {other}, or remove {path} and start again"
 
 
 def newest_in(source: Path) -> Path | None:
@@ -90,6 +94,33 @@ def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: 
             )
 
 
+_OF_THE_RUN = {
+    ("training", "seed"): "--seed",
+    ("data", "sequence_length"): "--seq-length",
+    ("data", "train_part"): "data.train_part",
+    ("data", "train_tokens"): "data.train_tokens",
+    ("pipeline", "micro_batches"): "--micro-batches",
+    ("pipeline", "micro_batch_size"): "--micro-batch-size",
+}
+"""What says which text each step sees, and the bits of all that is drawn: a run has one of each."""
+
+
+def check_same_run(snapshot: Snapshot, config: RunConfig, path: Path) -> None:
+    """Raise ConfigError where a setting differs that makes another run of it; a checkpoint may have none that can be read."""
+    try:
+        before = resolve(from_toml(snapshot.config_toml))
+    except (ConfigError, ValueError):
+        return
+    for (section, key), option in _OF_THE_RUN.items():
+        was, now = (getattr(getattr(each, section), key) for each in (before, config))
+        if was != now:
+            kind = "another seed" if key == "seed" else f"another {option}"
+            raise ConfigError(
+                f"{path} was written with {option} {was}, got {now}: {kind} is another run; leave it out to go on with this "
+                "one, or begin another with another --out"
+            )
+
+
 def check_tokenizer(path: Path, job: Job) -> None:
     """A tokenizer trained on other text has other words under the same numbers, and nothing else would tell."""
     file = path / "tokenizer.json"
@@ -98,7 +129,7 @@ def check_tokenizer(path: Path, job: Job) -> None:
     try:
         vocabulary = read_vocabulary(file)
     except DataError as error:
-        raise CheckpointError(f"{error}; use an older checkpoint") from None
+        raise CheckpointError(advised(str(error), path)) from None
     if vocabulary != job.tokenizer.get_vocab():
         raise CheckpointError(
             f"{path} was written with another tokenizer than the one that --data or --tokenizer gives here; "

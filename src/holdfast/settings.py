@@ -6,7 +6,6 @@ One table serves the options of `holdfast train` and the keyword arguments of `E
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import ConfigError, MissingExtra
+from holdfast.errors import ConfigError, MissingExtra, did_you_mean
 
 if TYPE_CHECKING:
     from holdfast.config import RunConfig
@@ -119,9 +118,9 @@ def merge(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
         elif name in known:
             _place(result, known[name], value)
         else:
-            close = difflib.get_close_matches(name, [*known, *SECTIONS], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"unknown setting {name!r}{hint} known: {', '.join(known)}, or a section: {', '.join(SECTIONS)}")
+            hint = did_you_mean(name, [*known, *SECTIONS])
+            sections = ", ".join(SECTIONS)
+            raise ConfigError(f"unknown setting {name!r}; {hint}known: {', '.join(known)}, or a section: {sections}")
     return result
 
 

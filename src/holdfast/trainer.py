@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from holdfast.checkpoint import version_of
-from holdfast.cluster import Cluster, Deployment, arithmetics, open_notary
+from holdfast.cluster import Cluster, Deployment, arithmetics, check_evidence, open_notary
 from holdfast.comeback import Return
 from holdfast.commits import Commits
 from holdfast.config import RunConfig
@@ -54,6 +54,7 @@ from holdfast.keeper import Keeper, States
 from holdfast.likeness import Likeness, likeness_of, read_calibration
 from holdfast.numerics import pinned
 from holdfast.partition import is_adapter, whole_model
+from holdfast.partition.plan import layer_words
 from holdfast.partition.selftest import self_test
 from holdfast.placement.recut import recut
 from holdfast.placement.steward import Move, Steward
@@ -163,11 +164,12 @@ class Trainer:
         job = self._job if self._job is not None else prepare_tested(self._config)
         check_fits(job)
         self._likeness = _likeness(job)
+        self._keeper = keeper = Keeper(self._config, job, self.run_id)
+        begun = self._go_on(keeper)
         self._engine = self._open_engine()
         if self._stopping:  # before there was an engine that could be told
             self._engine.interrupt()
-        self._keeper = keeper = Keeper(self._config, job, self.run_id)
-        states, step, cluster, job = self._train(job, keeper, self._start(job, keeper))
+        states, step, cluster, job = self._train(job, keeper, self._start(job, keeper, begun))
         self._measure(cluster)
         score = self._evaluate(job, states, step)
         weights = _united(states)
@@ -183,13 +185,18 @@ class Trainer:
         self._tell(RunFinished(result.weights_digest, result.to_json()), 0.0)
         return result
 
-    def _start(self, job: Job, keeper: Keeper) -> States:
-        """The states to go on from. Up to here nothing has been written; from here on the run has its directory."""
+    def _go_on(self, keeper: Keeper) -> States:
+        """The states that the run begins with, or goes on from; raises NothingLeft where it has ended. Changes nothing."""
         if self._resume is None:
-            states: States = keeper.initial()
-        else:
-            states, self._before = keeper.resume(self._resume)
-            self.run_id = keeper.run
+            return keeper.initial()
+        states, self._before = keeper.resume(self._resume)
+        self.run_id = keeper.run
+        check_evidence(self.run_id, self._config, _version(states), self._identity)
+        keeper.check_unfinished(_version(states))
+        return states
+
+    def _start(self, job: Job, keeper: Keeper, states: States) -> States:
+        """The states to go on from. Up to here nothing has been written; from here on the run has its directory."""
         if self._journal is not None and self._config.output.dir is not None:
             self._commits = Commits(self._journal, job, Path(self._config.output.dir))
         found = None
@@ -456,9 +463,7 @@ class Trainer:
             return
         self._announced = True
         plan, stages = job.plan, self._config.pipeline.stages
-        shown = [
-            f"layers {lo} to {hi - 1}, {n:,} parameters" for (lo, hi), n in zip(plan.layers, plan.parameter_counts, strict=True)
-        ]
+        shown = [f"{layer_words(its)}, {n:,} parameters" for its, n in zip(plan.layers, plan.parameter_counts, strict=True)]
         names = names_of_workers(stages)
         self._tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names), 0.0)
         if self._return is not None:

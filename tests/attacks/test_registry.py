@@ -81,7 +81,10 @@ def test_two_files_of_one_name_do_not_mix(mine, tmp_path):
     [
         ("sign-flop", "unknown attack 'sign-flop'; did you mean 'sign-flip'"),
         ("quantum", "unknown attack 'quantum'; known are sign-flip, gaussian"),
-        ("sign-flip,faktor=2", "no parameter faktor; it accepts direction, factor"),
+        (
+            "sign-flip,faktor=2",
+            r"no parameter faktor; did you mean 'factor'\? it accepts direction, factor; and, as every attack, rate",
+        ),
         ("nowhere.py:Shrink", "there is no file nowhere.py"),
         ("{mine}:Grow", "no class 'Grow'; it defines Shrink, Fussy"),
         ("{mine}:number", "3 is not an attack, because it is not a subclass"),

@@ -152,7 +152,8 @@ def test_the_words_for_guilt_and_for_tampering_differ(holdfast: Any, runs: Any, 
 def test_one_dispute_in_plain_words(holdfast: Any, runs: Any) -> None:
     out, _ = runs("forward", attack=ATTACKS["forward"])
     told = holdfast("audit", str(out), "--explain", "2").out
-    assert told.startswith("Dispute 2: forward of stage 2, step 0 micro-batch 1.")
+    assert "log        intact" in told
+    assert "\n\nDispute 2: forward of stage 2, step 0 micro-batch 1.\n" in told
     assert told.rstrip().endswith("Verdict: w2: false activation.")
     record = json.loads(holdfast("audit", str(out), "--json").out.splitlines()[-1])["disputes"][1]["records"][-1]
     assert holdfast("audit", str(out), "--explain", f"r{record}").out == told
@@ -194,8 +195,50 @@ def test_no_log_is_a_wrong_argument(holdfast: Any, tmp_path: Path) -> None:
     outcome = holdfast("audit", str(tmp_path))
     assert outcome.code == 2
     assert "no evidence log at" in outcome.err
-    (tmp_path / "evidence.jsonl").write_bytes(b"")
-    assert holdfast("audit", str(tmp_path)).code == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "is no evidence log"),
+        (bytes(range(256)), "is no evidence log"),
+        (b"[[[", "is no evidence log"),
+    ],
+    ids=["empty", "text", "binary", "nested"],
+)
+def test_nobody_tampered_with_what_is_no_log(holdfast: Any, tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "evidence.jsonl").write_bytes(content)
+    outcome = holdfast("audit", str(tmp_path))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in outcome.err
+
+
+def test_one_line_that_is_a_record_makes_it_a_log(holdfast: Any, runs: Any, tmp_path: Path) -> None:
+    lines = (runs("clean")[0] / "evidence.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log").write_bytes(b"hello\n" + lines[1])
+    assert "ALTERED" in holdfast("audit", str(tmp_path / "log")).out
+    (tmp_path / "log").write_bytes(lines[0][:50])
+    outcome = holdfast("audit", str(tmp_path / "log"))
+    assert outcome.code == 1
+    assert "truncated in its first record" in outcome.out
+    assert "unpinned" not in outcome.out
+
+
+def test_the_log_of_a_run_that_is_going_on_is_not_called_cut(holdfast: Any, tmp_path: Path) -> None:
+    told = []
+
+    def look(event: Any, _seconds: float) -> None:
+        if type(event).__name__ == "StepSealed" and event.step == 1:
+            told.append((holdfast("audit", str(tmp_path / "run")), holdfast("audit", str(tmp_path / "run"), "--json")))
+
+    Experiment(out=str(tmp_path / "run"), observers=[look], **SMALL).run()
+    ((page, record),) = told
+    assert page.code == 1
+    assert "a run is going on here" in page.out
+    assert "killed" not in page.out
+    assert json.loads(record.out)["live"] is True
+    assert holdfast("audit", str(tmp_path / "run")).code == 0
 
 
 def test_without_a_defence_there_is_no_evidence(runs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import holdfast as package
 from holdfast.cli import doctor
+from holdfast.cli.host import CHECKPOINT_EVERY
 from holdfast.errors import HoldfastError, MissingExtra, NetworkError, NotEnoughMemory, PartitionError
 
 
@@ -43,6 +45,32 @@ def test_help_names_every_command_of_the_contract(holdfast) -> None:
         assert command in outcome.out
 
 
+@pytest.mark.parametrize(("command", "every"), [("train", 0), ("host", CHECKPOINT_EVERY)])
+def test_help_shows_the_defaults(holdfast, monkeypatch: pytest.MonkeyPatch, command: str, every: int) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    told = " ".join(holdfast(command, "--help").out.split())
+    assert "--steps N optimizer steps [default: 150] --learning-rate X peak learning rate [default: 0.003] --warmup" in told
+    assert "send every message through its wire encoding [default: off]" in told
+    assert f"--checkpoint-every N steps between checkpoints (0: at the end) [default: {every}]" in told
+    assert ("[default: runs/DATE-TIME]" in told) == (command == "train"), "a host has no directory of its own accord"
+
+
+@pytest.mark.parametrize("words", [(), ("bench",), ("new",)], ids=str)
+def test_the_list_of_commands_breaks_off_nowhere(holdfast, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = holdfast(*words, "--help").out.partition("Commands:")[2]
+    assert told.count("\n") > 1
+    assert not re.search(r"\.\.\.$", told, re.MULTILINE), told
+
+
+@pytest.mark.parametrize(("columns", "least", "most"), [(80, 70, 80), (110, 90, 110), (200, 100, 120)])
+def test_help_is_as_wide_as_the_terminal_up_to_a_limit(
+    holdfast, monkeypatch: pytest.MonkeyPatch, columns: int, least: int, most: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert least < max(map(len, holdfast("train", "--help").out.splitlines())) <= most
+
+
 SLOW_TO_IMPORT = ("torch", "transformers", "pydantic", "pandas", "scipy", "matplotlib", "grpc", "cryptography", "numpy")
 
 
@@ -50,6 +78,7 @@ def test_help_is_quick() -> None:
     """Under 0.3 s on an idle machine, because nothing large is imported for it."""
     script = f"""
 import sys
+from holdfast.cli.host import CHECKPOINT_EVERY
 from holdfast.cli.main import main
 try:
     main(["--help"])

@@ -281,6 +281,7 @@ def test_a_killed_run_is_incomplete_until_it_goes_on(desk: Any, reopened: Any) -
     desk.seal()
     found = desk.audit()
     assert (found.status, found.fault) == ("incomplete", "truncated after record 1: there is no closing record")
+    desk.log.close()
     found = reopened(desk).deploy(version=1).seal().close().audit()
     assert (found.status, found.book.interruptions) == ("intact", [2])
     assert any("was killed before record 2" in line for line in page(found))
@@ -456,8 +457,13 @@ def test_a_commitment_does_not_show_a_small_secret(drawn: Any) -> None:
 
 def test_a_dispute_in_plain_words(desk: Any) -> None:
     desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",)).close()
-    told = list(explain(desk.audit().disputes[0]))
-    assert told == [
+    found = desk.audit()
+    told = list(explain(found, found.disputes[0]))
+    assert told[:2] == [
+        "run        run, sealed up to version 0",
+        "log        intact: every record is there, in order, as it was signed",
+    ]
+    assert told[told.index("") + 1 :] == [
         "Dispute 1: forward of stage 1, step 0 micro-batch 0.",
         f"  [1] w1, primary of stage 1, signed: output {FALSE.hex()[:12]}, made from {INPUT.hex()[:12]}.",
         f"  [2] w2, shadow of stage 1, signed: output {TRUE.hex()[:12]}, made from {INPUT.hex()[:12]}.",
@@ -470,6 +476,51 @@ def test_a_dispute_in_plain_words(desk: Any) -> None:
     ]
 
 
+def test_a_dispute_is_told_with_what_the_log_is_worth(desk: Any, examine: Any) -> None:
+    """It was told as if the log were whole, and as if a simulation were not one."""
+    desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",)).seal().close()
+    data = desk.path.read_bytes()
+    for spoilt, status in (
+        (data[:-40], "INCOMPLETE"),
+        (data.replace(b'"step":0,"version":1}', b'"step":0,"version":2}'), "ALTERED"),
+    ):
+        found = examine(spoilt)
+        told = list(explain(found, found.disputes[0]))
+        assert told[1].startswith(f"log        {status}"), told
+        assert found.signer in "".join(told[:5])
+        assert "a simulation" in told[told.index("") - 1]
+        assert told[-1].startswith(f"{status}: what is said above rests on")
+
+
+def test_a_dispute_before_whose_ruling_the_log_ends_is_not_one_that_nobody_was_asked_about(desk: Any, examine: Any) -> None:
+    desk.seal().dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",)).seal().close()
+    lines = desk.path.read_bytes().splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if b'"kind":"header"' in line)
+    for records in range(first + 1, first + 5):
+        found = examine(b"".join(lines[:records]))
+        (dispute,) = found.disputes
+        assert dispute.verdict == "cut off before the ruling"
+        row = next(line for line in page(found) if line.startswith("1  "))
+        assert ("cut off before the alarm" in row) == (records < first + 3), row
+    (dispute,) = examine(b"".join(lines[: first + 5])).disputes
+    assert dispute.verdict == "w1: false activation"
+
+
+def test_a_run_that_was_killed_in_a_dispute_and_goes_on_says_so(desk: Any, reopened: Any) -> None:
+    desk.seal()
+    desk.notary.accuse(desk.key(), "delivery", ("w1",), "w2")
+    desk.log.close()
+    found = reopened(desk).deploy(version=1).seal().close().audit()
+    assert [dispute.verdict for dispute in found.disputes] == ["cut off before the ruling"]
+    assert found.status == "intact"
+
+
+def test_an_accusation_that_nobody_ruled_on_in_a_whole_step_was_not_examined(desk: Any) -> None:
+    desk.notary.accuse(desk.key(), "delivery", ("w1",), "w2")
+    for found in (desk.seal().audit(), desk.close().audit()):
+        assert [dispute.verdict for dispute in found.disputes] == ["not examined"]
+
+
 def test_every_kind_of_record_can_be_told(desk: Any) -> None:
     desk.dispute(desk.account("w1", output=FALSE), desk.account("w2"), ("w1",))
     desk.notary.equivocated(desk.account("w1", output=FALSE), desk.account("w1"), "w3")
@@ -477,7 +528,7 @@ def test_every_kind_of_record_can_be_told(desk: Any) -> None:
     desk.notary.quarantined(desk.account("w1", output=FALSE), TRUE)
     found = desk.close().audit()
     (dispute,) = found.disputes
-    told = "\n".join(explain(dispute))
+    told = "\n".join(explain(found, dispute))
     assert found.status == "intact"
     for words in ("to w3, who showed it", "sent the coordinator", "on the other holder's word", "so this is no proof"):
         assert words in told
@@ -488,6 +539,6 @@ def test_names_in_a_log_do_not_write_on_the_terminal_of_who_audits_it(desk: Any)
     forged = "\x1b[2J\x1b[Hlog        intact: every record is there\r\n\u202e\ud800"
     desk.notary.accuse(desk.key(), "output", (forged,), forged)
     found = desk.close().audit()
-    told = [*page(found), *explain(found.disputes[0])]
+    told = [*page(found), *explain(found, found.disputes[0])]
     assert all(line.isprintable() for line in told)
     assert any(r"\x1b[2J\x1b[Hlog" in line for line in told)

@@ -56,7 +56,7 @@ def examine(suite: Any, written: bytes) -> Examine:
     def run(data: bytes, **more: Any) -> Audit:
         found = audit(data, law, **more)
         json.dumps(found.to_json())
-        told = [*page(found), *(line for dispute in found.disputes for line in explain(dispute))]
+        told = [*page(found), *(line for dispute in found.disputes for line in explain(found, dispute))]
         assert all(line.isprintable() or not line for line in told), "an auditor's terminal could be written on"
         return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import CheckpointError, ConfigError, HoldfastError, PartitionError, SetupError
-from holdfast.partition import describe, make_plan
+from holdfast.partition import describe, hub, make_plan
 from holdfast.partition.scratch import SCRATCH_KINDS
 
 LLAMA: dict[str, Any] = {
@@ -65,8 +65,8 @@ def test_defaults_and_needs_fill_the_gaps() -> None:
         ("llama:heads=4,kv_heads=3", "heads of kv_heads"),
         ("gpt2:layers", "expected param=value"),
         ("rwkv:layers=3", "no model 'rwkv:layers=3'"),
-        ("./nowhere/at/all", "neither a directory, nor a hub name"),
-        ("../../nowhere", "neither a directory"),
+        ("./nowhere/at/all", "there is no such directory"),
+        ("../../nowhere", "there is no such directory"),
     ],
 )
 def test_wrong_descriptions(name: str, message: str) -> None:
@@ -118,6 +118,7 @@ def test_a_name_in_the_hubs_cache_is_pinned_to_its_commit(monkeypatch: pytest.Mo
         return str(path) if path.exists() else None
 
     monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    monkeypatch.setattr(hub, "ask", lambda _name: (hub.Hub.HAS, ""))
     source = describe("lab/tiny")
     assert source.files is not None
     assert source.files.find("model.safetensors") is None

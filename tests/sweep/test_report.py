@@ -216,11 +216,21 @@ def test_the_records_of_an_experiment_are_read_from_one_file(tmp_path: Path, rec
 
 
 @pytest.mark.parametrize(
-    ("given", "told"), [({"by": ["atack"]}, "--by 'atack': the runs have"), ({"values": ["x"]}, "--value 'x'")]
+    ("given", "told"),
+    [
+        ({"by": ["atack"]}, "--by 'atack': did you mean 'attack'. the runs have"),
+        ({"values": ["x"]}, "--value 'x': the runs have"),
+        ({"values": ["perplexty"]}, "--value 'perplexty': did you mean 'perplexity'. the runs have"),
+    ],
 )
 def test_what_is_not_there_is_named(records: list[Record], given: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         make_table(records, **given)
+
+
+def test_what_a_column_is_headed_is_a_name_as_well(records: list[Record]) -> None:
+    asked, told = make_table(records, values=["perplexity"]), make_table(records, values=["validation_perplexity"])
+    assert asked.values == told.values == ("validation_perplexity",)
 
 
 def test_values_that_are_no_numbers_are_refused(records: list[Record]) -> None:

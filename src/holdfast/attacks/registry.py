@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from holdfast.attacks import adaptive, collusion, disguise, laziness, protocol, sparse, state, targeted, tensors, timing
 from holdfast.attacks.attack import Misconduct
+from holdfast.config import AttackConfig
 from holdfast.plugins import Catalogue
 
 ATTACKS: Mapping[str, type[Misconduct]] = {
@@ -48,7 +49,11 @@ ATTACKS: Mapping[str, type[Misconduct]] = {
 }
 
 
-CATALOGUE: Catalogue[Misconduct] = Catalogue("attack", "holdfast.attacks", Misconduct, "holdfast.attacks.Attack", ATTACKS)
+CAMPAIGN = tuple(name for name in AttackConfig.model_fields if name != "spec")
+
+CATALOGUE: Catalogue[Misconduct] = Catalogue(
+    "attack", "holdfast.attacks", Misconduct, "holdfast.attacks.Attack", ATTACKS, beside=CAMPAIGN
+)
 
 
 def known_attacks() -> dict[str, str]:

@@ -33,7 +33,7 @@ def audit(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Verify the evidence of a run: is it what was written, who was accused, who is proven guilty?
+    """Verify the evidence of a run, offline. Is it what was written, who was accused, who is proven guilty?
 
     Exit code 0: the log is whole and nothing is proven. 1: a worker is proven guilty, or the log is not what was written.
     """
@@ -43,9 +43,10 @@ def audit(
     from holdfast.verify.recompute import compare
     from holdfast.verify.referee import judge, misstates
 
-    found = examine(_read(log), Law(compare, judge, misstates), _pin(key))
+    data, live = _read(log)
+    found = examine(data, Law(compare, judge, misstates), _pin(key), live=live)
     if explain is not None:
-        print("\n".join(story.explain(_dispute(found, explain))))
+        print("\n".join(story.explain(found, _dispute(found, explain))))
     elif not as_json:
         print("\n".join(story.page(found)))
     if as_json:
@@ -54,17 +55,29 @@ def audit(
         raise typer.Exit(FINDING)
 
 
-def _read(log: Path) -> bytes:
+def _read(log: Path) -> tuple[bytes, bool]:
+    """The bytes of a log, and whether a run is writing it just now."""
     from holdfast.errors import DataError
-    from holdfast.evidence.log import FILE
+    from holdfast.evidence.audit_log import is_log
+    from holdfast.evidence.log import FILE, is_in_use
 
     path = log / FILE if log.is_dir() else log
     try:
-        return path.read_bytes()
+        live = is_in_use(path)
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"no evidence log at {path} ({error.strerror or error}); a run with a defence writes {FILE} beside its report"
         ) from None
+    if not data and live:
+        raise DataError(f"the evidence log {path} is empty: the run that writes it has just begun; ask again when it trains")
+    if not data:
+        raise DataError(
+            f"{path} is empty: it holds no evidence; a run that was killed at its very beginning leaves such a file"
+        )
+    if not is_log(data):
+        raise DataError(f"{path} is no evidence log: no line of it is a record; give a run's directory, or its {FILE}")
+    return data, live
 
 
 def _pin(key: str | None) -> str | None:

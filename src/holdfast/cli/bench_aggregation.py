@@ -45,7 +45,7 @@ def aggregation(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure whether the defences of federated learning carry over to a pipeline, and what the jumping connection is worth."""
+    """Measure what federated defences are worth in a pipeline. And what the jumping connection is worth."""
     from holdfast.bench.aggregation import ATTACKS, PARTS, SCALES, Question
     from holdfast.bench.aggregation_cells import study_of
     from holdfast.sweep import Store

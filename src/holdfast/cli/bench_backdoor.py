@@ -37,7 +37,7 @@ def backdoor(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure backdoors: how often the trigger works, what it costs, who is named, whether the weights are the clean ones."""
+    """Measure how often a planted backdoor works. What it costs, who is named, whether the weights are the clean ones."""
     from holdfast.bench.backdoor import SCALES, Question, first_job
     from holdfast.bench.backdoor_cells import study_of
     from holdfast.sweep import Store

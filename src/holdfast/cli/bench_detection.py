@@ -60,7 +60,9 @@ def detection(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure detection: attack x stage x direction x rate x defence, over seeds, against clean runs."""
+    """Measure detection, attack by attack, stage by stage. The grid is attack x stage x direction x rate x defence, over
+    seeds, against clean runs.
+    """
     from holdfast.bench.cell import Setup
     from holdfast.bench.suites import plan
     from holdfast.bench.workshop import Outcome, outcome_of, study_of

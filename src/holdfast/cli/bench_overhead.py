@@ -49,7 +49,7 @@ def overhead(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure overhead: time, bytes, memory and operations of every defence, against defences off and against the bound."""
+    """Measure what each defence costs. Time, bytes, memory and operations, against defences off and against the bound."""
     from holdfast.bench.overhead import study_of
     from holdfast.sweep import Store
 

@@ -43,7 +43,7 @@ def recovery(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure recovery: what crashes and lies cost, and the goodput of a day among machines that come and go."""
+    """Measure what crashes and lies cost. And the goodput of a day among machines that come and go."""
     from holdfast.bench import recovery as experiment
     from holdfast.bench.described import NETWORKS
     from holdfast.errors import ConfigError

@@ -35,7 +35,7 @@ def roc(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure tolerance across unlike hardware: false alarms, and the detection rate against the size of a forgery."""
+    """Measure tolerance across unlike hardware. False alarms, and the detection rate against the size of a forgery."""
     from holdfast.bench.roc import ARITHMETICS, Plan, config_of
     from holdfast.bench.roc_cells import gather, study_of
     from holdfast.bench.roc_report import summary, write_roc

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from holdfast.bench.paper.table import Results
 
 HELP = {
-    "table1": "Table 1: clean, forward and backward attacks at rates 0.3 and 0.7; three data sets, two models.",
-    "table2": "Table 2: clean, attacked at 0.5, defended by every remedy, with controls; two data sets, four models.",
+    "table1": "Table 1: what lies do to a model without a defence. Clean, forward and backward attacks at rates 0.3 and 0.7; "
+    "three data sets, two models.",
+    "table2": "Table 2: what each remedy saves. Clean, attacked at 0.5, defended by every remedy, with controls; "
+    "two data sets, four models.",
 }
 
 

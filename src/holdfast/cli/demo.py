@@ -36,7 +36,7 @@ def demo(
     quiet: QUIET = False,
     verbose: VERBOSE = False,
 ) -> None:
-    """Clean, attacked, defended by skip, defended by replace: who was caught, and whose weights are equal."""
+    """Train four times in a minute: clean, attacked, and defended twice. Who was caught, and whose weights are equal?"""
     from rich.console import Console
 
     from holdfast.cli.demo_runs import run_all

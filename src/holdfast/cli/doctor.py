@@ -38,7 +38,7 @@ def doctor(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Check versions, threads, determinism, the model's self-test, memory, disk and data."""
+    """Check whether this machine is fit. Versions, threads, determinism, the model's self-test, memory, disk and data."""
     import json
 
     if peer is not None:

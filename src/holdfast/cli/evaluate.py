@@ -26,7 +26,7 @@ def evaluate(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...")] = "cpu",
     as_json: JSON = False,
 ) -> None:
-    """Print loss, perplexity and bits per byte of a model on held-out text."""
+    """Measure a model on held-out text. Prints loss, perplexity and bits per byte."""
     import dataclasses
     import json
 

@@ -19,7 +19,7 @@ def export(
         bool, typer.Option("--allow-uncertified", help="Export even if some steps were never checked by a defence.")
     ] = False,
 ) -> None:
-    """Write the model of a run's newest certified checkpoint so that transformers opens it without Holdfast."""
+    """Write the model of a run so that transformers opens it alone. It is that of the newest certified checkpoint."""
     from holdfast.checkpoint import export_checkpoint
 
     print(export_checkpoint(run, to, allow_uncertified=allow_uncertified))

@@ -24,7 +24,8 @@ NOT_HERE = ("engine", "ray_address", "expose_wire")
 
 def register(app: typer.Typer) -> None:
     settings = [setting for setting in SETTINGS if setting.name not in NOT_HERE]
-    app.command("host", rich_help_panel="Machines")(with_settings(host, settings))
+    own = {"checkpoint_every": CHECKPOINT_EVERY, "out": None}
+    app.command("host", rich_help_panel="Machines")(with_settings(host, settings, own))
 
 
 def host(

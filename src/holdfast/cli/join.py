@@ -34,7 +34,7 @@ def join(
         ),
     ] = 600.0,
 ) -> None:
-    """Join a run: prove who the host is, then who we are; compute until the run is over."""
+    """Join a run and compute until it is over. First the host proves who it is, then this machine does."""
     from holdfast.transport.quiet import quiet_grpc
 
     quiet_grpc()  # before gRPC is imported, with the guest

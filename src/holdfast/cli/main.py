@@ -34,6 +34,8 @@ from holdfast.errors import HoldfastError
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
+WIDEST = 120
+"""Columns of help, where the terminal has so many."""
 
 app = typer.Typer(
     name="holdfast",
@@ -41,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -67,7 +69,6 @@ for _module in (demo, train, sweep, evaluate, models, doctor, export, report, au
     _module.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")
-app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

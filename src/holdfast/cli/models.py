@@ -29,7 +29,7 @@ def models(
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32 or bfloat16.")] = "float32",
     measure: Annotated[bool, typer.Option("--measure", help="Time each layer here instead of estimating its cost.")] = False,
 ) -> None:
-    """Print the families that can be cut, or the cut of one model with its memory and self-test."""
+    """Print the families that can be cut, or the cut of one model. Of one model also its memory and its self-test."""
     if model is None:
         _show_families()
         return

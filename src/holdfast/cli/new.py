@@ -21,7 +21,7 @@ def attack(name: NAME, to: INTO = None) -> None:
 
 @app.command("defence")
 def defence(name: NAME, to: INTO = None) -> None:
-    """A package with one remedy: what the coordinator does about a rejected claim."""
+    """A package with one remedy: what is done about a false claim."""
     _write("defence", name, to)
 
 

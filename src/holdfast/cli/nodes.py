@@ -24,7 +24,10 @@ def nodes(
     id: Annotated[str | None, typer.Argument(metavar="ID", help="Its name, or the beginning of its fingerprint.")] = None,
     as_json: JSON = False,
 ) -> None:
-    """List the machines of a run; accept one that waits, put one in quarantine (its values do not count), or send one away."""
+    """List the machines of a run, and say who may compute.
+
+    Accept one that waits, put one in quarantine (its values do not count), or send one away.
+    """
     from holdfast.admission.control import ask, control_path
     from holdfast.errors import ConfigError
 

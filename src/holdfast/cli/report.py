@@ -49,7 +49,7 @@ def report(
     ] = None,
     geometric: Annotated[bool, typer.Option("--geometric", help="Geometric means of perplexities.")] = False,
 ) -> None:
-    """Compare finished runs, or tell what a sweep or an experiment came to: means over seeds, each number with its runs."""
+    """Compare finished runs, sweeps and experiments. Of many runs it gives means over seeds, each number with its runs."""
     from holdfast.errors import ConfigError
     from holdfast.sweep.sources import is_run
 

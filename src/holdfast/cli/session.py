@@ -32,14 +32,20 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
-    clock = clock_of(config)
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=config.output.log_format, clock=clock) as progress:
+    clock, form = clock_of(config), config.output.log_format
+    with (
+        _last_word(config, f": holdfast train --resume {config.output.dir}"),
+        open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=form, clock=clock) as progress,
+    ):
         observer = progress.observer("", config.training.steps)
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = _unless_waiting(experiment)
     if isinstance(result, StoppedWaiting):
         _leave_waiting(result, f"holdfast train --resume {config.output.dir}")
+    if experiment.nothing_left is not None:
+        print(experiment.nothing_left, file=sys.stderr)
+        return result
     if interrupted():
         print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -57,7 +63,10 @@ def run_hosted(
     from holdfast.report.terminal import REAL
 
     form = config.output.log_format
-    with open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=form, clock=REAL) as progress:
+    with (
+        _last_word(config, " the same command"),
+        open_progress(sys.stderr, quiet=quiet, verbose=verbose, form=form, clock=REAL) as progress,
+    ):
         host.tell = progress.say
         observers = (progress.observer("", config.training.steps), host.observe)
         experiment = Experiment(config, observers=observers, resume=resume, host=host)
@@ -68,6 +77,9 @@ def run_hosted(
             host.close()
     if isinstance(result, StoppedWaiting):
         _leave_waiting(result, "the same command")
+    if experiment.nothing_left is not None:
+        print(experiment.nothing_left, file=sys.stderr)
+        return result
     if interrupted():
         print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -88,6 +100,32 @@ def _unless_waiting(experiment: Experiment) -> RunResult | StoppedWaiting:
 def _leave_waiting(left: StoppedWaiting, command: str) -> NoReturn:
     print(f"{left}; go on with {command}", file=sys.stderr)
     raise typer.Exit(left.exit_code)
+
+
+@contextmanager
+def _last_word(config: RunConfig, command: str) -> Iterator[None]:
+    """Who is stopped at once, by a second Ctrl-C, says how to go on and from where, as far as it is on the disk."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped at once; {_how_to_go_on(config, command)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _how_to_go_on(config: RunConfig, command: str) -> str:
+    from holdfast.checkpoint import latest_checkpoint, version_of
+    from holdfast.journal import FOLDER
+
+    out = None if config.output.dir is None else Path(config.output.dir)
+    if out is None or not (out / "config.toml").is_file():
+        return "the run had not begun"
+    newest = latest_checkpoint(out / "checkpoints")
+    where = (
+        "the beginning: there is no checkpoint" if newest is None else f"step {version_of(newest)} of {config.training.steps}"
+    )
+    if (out / FOLDER).is_dir():
+        where = f"the last step that was sealed, if its machines come back, else from {where}"
+    return f"go on with{command} (from {where})"
 
 
 def _from_where(result: RunResult) -> str:

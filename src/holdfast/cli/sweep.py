@@ -31,7 +31,7 @@ def sweep(
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Run a grid of settings x seeds; what is there already is not run again."""
+    """Run a grid of settings x seeds. What is there already is not run again."""
     from holdfast.cli.cells import directory, list_cells, measure, numbers, require_all, require_libraries
     from holdfast.sweep import Store, Study, read_grid
 

@@ -23,8 +23,13 @@ def train(
         list[str] | None,
         typer.Option("--attack", metavar="NAME[,p=v...]", help="An attack by name or as file.py:Class; repeatable."),
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", metavar="X", help="Probability of a strike in a step.")] = None,
-    attack_stages: Annotated[str | None, typer.Option("--attack-stages", metavar="1-4", help="Stages that may lie.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="X", help="Probability of a strike in a step. [default: 1.0]")
+    ] = None,
+    attack_stages: Annotated[
+        str | None,
+        typer.Option("--attack-stages", metavar="1-4", help="Stages that may lie. [default: all but the first and the last]"),
+    ] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,

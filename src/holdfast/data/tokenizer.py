@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.data.corpus import Corpus
 from holdfast.errors import ConfigError, DataError
+from holdfast.partition.hub import check_hub, is_path, unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as PreTrainedTokenizerBase
@@ -26,14 +27,17 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     folder = Path(directory)
-    if not folder.is_dir() and (folder.is_absolute() or str(directory).startswith(".")):
+    if not folder.is_dir() and is_path(str(directory)):
         raise DataError(f"no folder {str(directory)!r}; give one that holds a tokenizer, or a hub name")
+    cached = not folder.is_dir() and not check_hub(str(directory))
     bare = (folder / "merges.txt").is_file() and not any((folder / name).exists() for name in ("tokenizer.json", "config.json"))
     loader = GPT2Tokenizer if bare and not (folder / "tokenizer_config.json").exists() else AutoTokenizer
     try:
         with panics_as_errors():
-            tokenizer = loader.from_pretrained(str(directory), trust_remote_code=False)
+            tokenizer = loader.from_pretrained(str(directory), trust_remote_code=False, local_files_only=cached)
     except Exception as error:  # the parsers of the library raise whatever a file makes them stumble over
+        if cached:
+            raise unreachable(str(directory)) from None
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"no usable tokenizer at {str(directory)!r}: {reason}; give a folder with tokenizer.json, "

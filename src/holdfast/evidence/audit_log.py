@@ -13,19 +13,17 @@ Nothing behind the first fault counts.
 from __future__ import annotations
 
 import enum
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.errors import ProtocolError
 from holdfast.evidence.casebook import CaseBook, Dispute, Draws, Law
 from holdfast.evidence.identity import fingerprint
-from holdfast.evidence.log import FIRST, Entry, lines_of, read_line
+from holdfast.evidence.log import COORDINATOR, FIRST, Entry, lines_of, read_line
 from holdfast.evidence.record import Accusation, Opening, to_body
-
-COORDINATOR = "coordinator"
-"""Whose key signs the log."""
 
 
 class Status(enum.StrEnum):
@@ -39,7 +37,8 @@ class Status(enum.StrEnum):
 class Audit:
     """What the log proves. `records` are those before the first fault, `fault` says what it is (empty: none).
 
-    `pinned` says whether the signing key is the one that the auditor asked for (None: none was asked for).
+    `pinned` says whether the signing key is the one that the auditor asked for (None: none was asked for), and `live` that
+    somebody was writing the log when it was read, who asks must know.
     """
 
     status: Status
@@ -50,6 +49,7 @@ class Audit:
     pinned: bool | None
     opening: Opening | None
     book: CaseBook
+    live: bool = False
 
     @property
     def disputes(self) -> list[Dispute]:
@@ -74,6 +74,7 @@ class Audit:
         return {
             "status": self.status.value,
             "fault": self.fault,
+            "live": self.live,
             "records": self.records,
             "last": self.last.hex(),
             "signer": self.signer,
@@ -90,17 +91,40 @@ class Audit:
         }
 
 
-def audit(data: bytes, law: Law, pinned: str | None = None) -> Audit:
-    """Audit the bytes of a log; `pinned` is the fingerprint that its signer must have. Raises nothing, whatever the bytes."""
+def is_log(data: bytes) -> bool:
+    """Whether any line looks like one of an evidence log, be it torn or altered; with what does not, nobody has tampered."""
+    return data.startswith(_BEGINS) or any(_is_record(line) for line, _whole in lines_of(data))
+
+
+_BEGINS = b'{"body":{'
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"kind", "previous", "signature"} <= content.keys()
+
+
+def audit(data: bytes, law: Law, pinned: str | None = None, *, live: bool = False) -> Audit:
+    """Audit the bytes of a log; `pinned` is the fingerprint that its signer must have, `live` whether it is being written.
+
+    Raises nothing, whatever the bytes.
+    """
     reader = _Reader(law, pinned)
     for line, whole in lines_of(data):
         if not whole:
-            reader.stop(Status.INCOMPLETE, f"truncated after record {reader.records - 1}: the last line is torn")
+            reader.stop(Status.INCOMPLETE, f"{_truncated(reader.records)}: the last line is torn")
         elif reader.status is Status.INTACT:
             reader.read(line)
     if reader.status is Status.INTACT and not reader.book.closed:
-        reader.stop(Status.INCOMPLETE, f"truncated after record {reader.records - 1}: there is no closing record")
-    return reader.result()
+        reader.stop(Status.INCOMPLETE, f"{_truncated(reader.records)}: there is no closing record")
+    return replace(reader.result(), live=live and reader.status is Status.INCOMPLETE)
+
+
+def _truncated(records: int) -> str:
+    return f"truncated after record {records - 1}" if records else "truncated in its first record"
 
 
 class _Reader:
@@ -156,6 +180,8 @@ class _Reader:
         return fingerprint(self._key) if self._key else ""
 
     def result(self) -> Audit:
+        if self.status is not Status.INTACT:
+            self.book.cut_off()
         pinned = None if self._pinned is None else self.signer.startswith(self._pinned) and self._key != b""
         book = self.book
         return Audit(self.status, self._fault, self.records, self._last, self.signer, pinned, self._opening, book)

@@ -69,7 +69,7 @@ class Law:
 class Dispute:
     """All that is on record about one claim; `proven` are the lies that follow from it: worker and kind.
 
-    `presumed` are those that rest on the coordinator's word.
+    `presumed` are those that rest on the coordinator's word. `cut_off`: the records end, or the run died, before a ruling.
     """
 
     number: int
@@ -77,6 +77,7 @@ class Dispute:
     records: dict[int, Record] = field(default_factory=dict)
     proven: list[tuple[str, str]] = field(default_factory=list)
     presumed: list[tuple[str, str]] = field(default_factory=list)
+    cut_off: bool = False
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """Its records of one kind, in order."""
@@ -93,7 +94,9 @@ class Dispute:
         lied += [f"{worker}: {kind} (presumed)" for worker, kind in dict.fromkeys(self.presumed)]
         if lied:
             return "; ".join(lied)
-        return "inconclusive" if self.rulings else "not examined"
+        if self.rulings:
+            return "inconclusive"
+        return "cut off before the ruling" if self.cut_off else "not examined"
 
 
 @dataclass(slots=True)
@@ -131,6 +134,13 @@ class CaseBook:
         self._revealed = False
         self._own: set[int] = set()
         self._sealed: tuple[bytes, ...] | None = None
+        self._open: set[int] = set()
+
+    def cut_off(self) -> None:
+        """There are no more records, or none for what was going on: disputes that are open will not be ruled on."""
+        for number in self._open:
+            self.disputes[number].cut_off = True
+        self._open.clear()
 
     @property
     def opening(self) -> Opening:
@@ -186,6 +196,7 @@ class CaseBook:
         self._began, self._revealed = seq, False
         if not self.closed:
             self.interruptions.append(seq)
+            self.cut_off()
         self.closed = False
         self._opening = replace(record, keys={**first.keys, **record.keys})  # who was enrolled stays enrolled
         self._deploy(record.deployment, record.version, record.route)
@@ -197,6 +208,7 @@ class CaseBook:
         _require(deployment not in self._deployments, f"the name {deployment!r} is used for two deployments")
         self._deployments.add(deployment)
         self._deployment, self.version, self._since = deployment, version, version
+        self._open.clear()
         self._own = {stage for stage in (0, len(route.primaries) - 1) if route.primaries and route.is_trusted(stage)}
         self._sealed = None
 
@@ -222,6 +234,7 @@ class CaseBook:
         nameless = [stage for stage, digest in enumerate(record.digests) if not digest and stage not in self._own]
         _require(not nameless, f"a seal without a digest for stages {nameless}, which are not the initiator's own")
         self.version, self._sealed = record.version, record.digests
+        self._open.clear()  # a step is sealed when everything about it is settled
 
     def _collect(self, record: Collected) -> None:
         _require(record.version == self.version, f"states of version {record.version} come together at version {self.version}")
@@ -263,6 +276,7 @@ class CaseBook:
             case Ruled():
                 self._check_ruling(dispute, record)
         dispute.records[seq] = record
+        self._open.add(dispute.number)
 
     def _check_signed(self, header: Header) -> None:
         self.headers += 1

@@ -16,30 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import ProtocolError, SetupError
+from holdfast.errors import ConfigError, ProtocolError, SetupError
 from holdfast.evidence.envelope import RECORD_DOMAIN
 from holdfast.evidence.identity import Identity, verify
-from holdfast.evidence.record import KINDS, NAMES, Record, canonical, from_body, to_body
+from holdfast.evidence.record import KINDS, NAMES, Opening, Record, canonical, from_body, to_body
 
 FILE = "evidence.jsonl"
 FIRST = bytes(32)
 """What the first line names as the hash of the line before it."""
 
+COORDINATOR = "coordinator"
+"""Whose key signs the log."""
+
 _FIELDS = {"seq", "previous", "kind", "body", "signature"}
 
 
 class EvidenceLog:
-    """The writing end. A log that exists is gone on with; raises SetupError where that cannot be done."""
+    """The writing end, which one process has at a time. A log that exists is gone on with.
+
+    Raises SetupError where that cannot be done, ConfigError where another key has begun it or another process is writing it.
+    """
 
     def __init__(self, path: Path, signer: Identity) -> None:
         self.path = path
         self.signer = signer
         end, self.seq, self.previous = check_end(path)
-        _cut_off(path, end)
+        if self.seq:
+            _check_begun_by(path, signer)
         try:
             self._file = path.open("ab")
         except OSError as error:
             raise SetupError(f"cannot write the evidence log {path}: {error.strerror or error}") from None
+        if not _seize(self._file.fileno()):
+            self._file.close()
+            raise ConfigError(in_use(path))
+        _cut_off(path, end)
 
     def append(self, record: Record) -> int:
         """Write one record, whole; gives its number."""
@@ -142,3 +153,47 @@ def _cut_off(path: Path, end: int) -> None:
                 file.truncate(end)
     except OSError as error:
         raise SetupError(f"cannot go on with the evidence log {path}: {error.strerror or error}") from None
+
+
+def _check_begun_by(path: Path, signer: Identity) -> None:
+    """A line that another key signs would make an audit call the whole log altered."""
+    try:
+        with path.open("rb") as lines:
+            opening = read_line(lines.readline().rstrip(b"\n")).record
+    except ProtocolError as error:
+        raise SetupError(
+            f"cannot go on with the evidence log {path}: its first line was altered ({error}); move it away"
+        ) from None
+    if not isinstance(opening, Opening) or opening.keys.get(COORDINATOR) != signer.public:
+        raise ConfigError(
+            f"{path} was not begun with the coordinator's key {signer.fingerprint[:16]}; go on with the key that it names, "
+            "or give another --out"
+        )
+
+
+def in_use(path: Path) -> str:
+    return f"another process is going on with this run: it is writing {path}; wait for it, or stop it first"
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process has the writing end of this log. False where that cannot be known."""
+    try:
+        with path.open("rb") as file:
+            return not _seize(file.fileno(), shared=True)
+    except OSError:
+        return False
+
+
+def _seize(descriptor: int, *, shared: bool = False) -> bool:
+    """Whether the file is ours now, until it is closed or this process ends; a file system without locks gives all of them."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

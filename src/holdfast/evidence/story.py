@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.claim import Header
-from holdfast.evidence.audit_log import COORDINATOR, Audit, Status
+from holdfast.evidence.audit_log import Audit, Status
 from holdfast.evidence.casebook import Dispute
+from holdfast.evidence.log import COORDINATOR
 from holdfast.evidence.record import (
     Account,
     Accusation,
@@ -24,7 +25,7 @@ from holdfast.evidence.record import (
 
 HEADLINES = {
     Status.INTACT: "intact: every record is there, in order, as it was signed",
-    Status.INCOMPLETE: "INCOMPLETE: the run was killed, or the log was cut short",
+    Status.INCOMPLETE: "INCOMPLETE: the run was killed, or is still going on elsewhere, or the log was cut short",
     Status.ALTERED: "ALTERED: the log was tampered with",
     Status.UNSOUND: "UNSOUND: the signed records contradict their own evidence",
 }
@@ -57,9 +58,9 @@ def page(audit: Audit) -> Iterator[str]:
     return map(printable, _page(audit))
 
 
-def explain(dispute: Dispute) -> Iterator[str]:
-    """One dispute from its first record to its last, a sentence or two each."""
-    return map(printable, _explain(dispute))
+def explain(audit: Audit, dispute: Dispute) -> Iterator[str]:
+    """What the log is worth, and one of its disputes from its first record to its last, a sentence or two each."""
+    return map(printable, _explain(audit, dispute))
 
 
 def printable(line: str) -> str:
@@ -86,37 +87,28 @@ def _page(audit: Audit) -> Iterator[str]:
     presumed = dict.fromkeys((worker, kind) for dispute in audit.disputes for worker, kind in dispute.presumed)
     for worker, kind in presumed:
         yield f"Presumed, on the coordinator's word: {worker}, {kind}."
+    yield from _how_far(audit)
+
+
+def _how_far(audit: Audit) -> Iterator[str]:
     if audit.status is not Status.INTACT:
         name = HEADLINES[audit.status].partition(":")[0]
         yield f"{name}: what is said above rests on the first {audit.records} records only."
 
 
-def _explain(dispute: Dispute) -> Iterator[str]:
+def _explain(audit: Audit, dispute: Dispute) -> Iterator[str]:
+    yield from _whose_word(audit)
+    yield ""
     yield f"Dispute {dispute.number}: {dispute.key}."
     for seq, record in dispute.records.items():
         for line in _tell(dispute, record):
             yield f"  [{seq}] {line}"
     yield f"Verdict: {dispute.verdict}."
+    yield from _how_far(audit)
 
 
 def _about_the_log(audit: Audit) -> Iterator[str]:
-    opening = audit.opening
-    yield f"run        {opening.run if opening else 'unknown'}, sealed up to version {audit.book.version}"
-    yield f"log        {HEADLINES[audit.status]}"
-    if audit.fault:
-        yield f"           {audit.fault}"
-    yield f"checked    {audit.records} records of the coordinator, {audit.book.headers} signed accounts of workers"
-    pin = {
-        None: "an unpinned key: give --key to be sure whose it is",
-        True: "the pinned key",
-        False: "NOT the pinned key",
-    }[audit.pinned]
-    yield f"signed by  {audit.signer or 'nobody'} ({pin})"
-    if opening is not None and opening.derived:
-        whole = COORDINATOR in opening.derived
-        whose = "all keys" if whole else "the workers' keys"
-        more = ", which whoever knows the seed could sign anew" if whole else ""
-        yield f"           {whose} follow from the run's seed: a simulation{more}"
+    yield from _whose_word(audit)
     yield from _about_the_draws(audit)
     for seq in audit.book.interruptions:
         yield f"           the run was killed before record {seq}, where it goes on"
@@ -124,6 +116,30 @@ def _about_the_log(audit: Audit) -> Iterator[str]:
         yield f"           {takeover.heir} took stage {takeover.stage} over from {takeover.lost} in step {takeover.step}"
     for worker, count in audit.book.refused.items():
         yield f"           {count} headers in the name of {worker} were refused: not signed by it"
+
+
+def _whose_word(audit: Audit) -> Iterator[str]:
+    """Whether the log is what was written, and by whom: nothing else that is said means anything without."""
+    opening = audit.opening
+    yield f"run        {opening.run if opening else 'unknown'}, sealed up to version {audit.book.version}"
+    if audit.live:
+        yield f"log        INCOMPLETE so far: a run is going on here and writes this log; {audit.records} records up to now"
+    else:
+        yield f"log        {HEADLINES[audit.status]}"
+    if audit.fault and not audit.live:
+        yield f"           {audit.fault}"
+    yield f"checked    {audit.records} records of the coordinator, {audit.book.headers} signed accounts of workers"
+    pin = {
+        None: "an unpinned key: give --key to be sure whose it is",
+        True: "the pinned key",
+        False: "NOT the pinned key",
+    }[audit.pinned]
+    yield f"signed by  {audit.signer} ({pin})" if audit.signer else "signed by  nobody, as far as it goes"
+    if opening is not None and opening.derived:
+        whole = COORDINATOR in opening.derived
+        whose = "all keys" if whole else "the workers' keys"
+        more = ", which whoever knows the seed could sign anew" if whole else ""
+        yield f"           {whose} follow from the run's seed: a simulation{more}"
 
 
 def _about_the_draws(audit: Audit) -> Iterator[str]:
@@ -144,6 +160,9 @@ def _table(disputes: list[Dispute]) -> Iterator[str]:
     rows = [("#", "claim", "why", "accused by", "suspects", "verdict")]
     for dispute in disputes:
         said = dispute.of(Accusation)
+        if dispute.cut_off and not said:
+            rows.append((str(dispute.number), str(dispute.key), "(cut off before the alarm)", "-", "-", dispute.verdict))
+            continue
         rows.append(
             (
                 str(dispute.number),

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 Range = tuple[int, int]
 
 
+def layer_words(layers: Range) -> str:
+    """A range [lo, hi) for people, who count to the last one.
+
+    >>> layer_words((0, 1)), layer_words((1, 3))
+    ('layer 0', 'layers 1 to 2')
+    """
+    lo, hi = layers
+    return f"layer {lo}" if hi - lo == 1 else f"layers {lo} to {hi - 1}"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How one model is cut into K stages.
@@ -87,9 +97,8 @@ def cut(
     count = len(layer_costs)
     speeds = tuple(speeds) if speeds is not None else (1.0,) * stages
     if stages < 1 or stages > count:
-        raise PartitionError(
-            f"{stages} stages for a model of {count} layers; give 1 to {count} stages, one layer each at least"
-        )
+        most = f"2 to {count} stages" if count > 2 else "2 stages" if count == 2 else "a model of at least 2 layers"
+        raise PartitionError(f"{stages} stages for a model of {count} layers; give {most}, one layer each at least")
     if len(speeds) != stages or not all(math.isfinite(speed) and speed > 0 for speed in speeds):
         raise PartitionError(f"speeds {speeds}: one positive number for each of {stages} stages is needed")
     if not all(math.isfinite(cost) and cost >= 0 for cost in (*layer_costs, cost_before, cost_after)):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import CheckpointError, ConfigError, PartitionError, SetupError
+from holdfast.partition.hub import check_hub, check_path, unreachable
 from holdfast.partition.scratch import SCRATCH_KINDS, config_from_spec
 from holdfast.partition.shards import SINGLE, SUMS, Files
 from holdfast.partition.skeleton import prepare_config
@@ -74,13 +75,24 @@ class HubFiles:
         from huggingface_hub.errors import HfHubHTTPError
         from transformers.utils import cached_file
 
+        answers = is_offline_mode() or check_hub(self.name)
         try:
-            found = cached_file(self.name, filename, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(
+                self.name,
+                filename,
+                revision=self.revision,
+                local_files_only=not answers,
+                _raise_exceptions_for_missing_entries=False,
+            )
         except (OSError, HfHubHTTPError, ValueError) as error:
+            if not answers:
+                raise unreachable(self.name) from None
             raise SetupError(
                 f"cannot fetch {filename} of {self.name!r} from the hub: {str(error).splitlines()[0]} "
                 "Check the name and the connection, or give a directory that holds the model"
             ) from error
+        if found is None and filename not in (SINGLE, SUMS) and not answers:
+            raise unreachable(self.name)
         if found is None and filename not in (SINGLE, SUMS) and is_offline_mode():
             raise SetupError(
                 f"cannot fetch {filename} of {self.name!r}: the hub is switched off (HF_HUB_OFFLINE) and the file is not in "
@@ -133,6 +145,7 @@ def _files(name: str) -> LocalFiles | HubFiles:
         return LocalFiles(path)
     if path.exists():
         raise ConfigError(f"model {name!r} is a file; give the directory that holds config.json and the safetensors")
+    check_path(name)
     if not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
         raise ConfigError(
             f"no model {name!r}: neither a directory, nor a hub name, nor a description such as gpt2:layers=6,width=64,heads=4 "

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from holdfast.atomic import told_by_the_system
 from holdfast.errors import CheckpointError
 from holdfast.partition.lora import Lora, initial_adapter, is_adapter
 from holdfast.partition.module import StageModule
@@ -103,7 +104,7 @@ def model_writer(config: Any, weights: Mapping[str, Tensor], tokenizer: Any = No
 
     def write(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial, told_by_the_system():
             with no_progress_bar():
                 model.save_pretrained(partial)
             write_sums(Path(partial))

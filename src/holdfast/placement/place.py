@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from holdfast.errors import NotEnoughMemory, PartitionError
 from holdfast.partition import Range
 from holdfast.partition.memory import readable
+from holdfast.partition.plan import layer_words
 from holdfast.placement.cuts import best_cut
 from holdfast.route import Route, plain_route
 from holdfast.schedule import SCHEDULES, ScheduleName, in_flight_limit
@@ -310,8 +311,8 @@ def _refuse(load: Load, best: _Candidate, machines: Sequence[Machine]) -> None:
         if limit is not None and needed > limit:
             over.append((needed - limit, name, needed, limit, held))
     _, name, needed, limit, held = max(over)
-    layers = " and ".join(f"{lo} to {hi - 1}" for lo, hi in held)
+    layers = " and ".join(map(layer_words, held))
     raise NotEnoughMemory(
-        f"{name} has {readable(limit)}, but no placement was found that fits: the nearest one has it hold layers {layers}, "
+        f"{name} has {readable(limit)}, but no placement was found that fits: the nearest one has it hold {layers}, "
         f"which need {readable(needed)}; give it more memory, add machines or stages, or use smaller or fewer micro-batches"
     )

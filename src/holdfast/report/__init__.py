@@ -11,7 +11,7 @@ from __future__ import annotations
 from holdfast.report.html import render_html
 from holdfast.report.jsonl import JsonlReport, read_report
 from holdfast.report.log import Log, LogFile
-from holdfast.report.record import RunRecord, make_record, read_run, write_run
+from holdfast.report.record import RunRecord, make_record, read_result, read_run, write_run
 from holdfast.report.tables import render_csv, render_markdown
 from holdfast.report.tensorboard import TensorBoard
 from holdfast.report.terminal import LineProgress, LiveProgress, Observer, open_progress
@@ -28,6 +28,7 @@ __all__ = [
     "make_record",
     "open_progress",
     "read_report",
+    "read_result",
     "read_run",
     "render_csv",
     "render_html",

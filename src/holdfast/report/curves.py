@@ -9,12 +9,16 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from holdfast.report.comparison import clean_run
 from holdfast.report.record import RunRecord
 from holdfast.report.svg import Axis, drawing, element, polyline, spread, text, title
-from holdfast.report.tables import clean_run
 
 WIDTH, HEIGHT = 1040.0, 400.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 140.0, 16.0, 44.0
+LEFT, TOP, BOTTOM = 52.0, 16.0, 44.0
+LEADER, SIGN = 26.0, 7.8
+"""Beside the curves: the way to a label, and what a sign of it takes at most, as wide as its letters are on the whole."""
+FEWEST, MOST = 14, 38
+"""Signs of a label that there is room for, at least and at most; a longer label is cut."""
 MOST_HOVERS = 160
 LOG_ABOVE = 20.0
 LABEL_GAP = 18.0
@@ -28,7 +32,7 @@ def loss_curves(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
     values = [loss for points in curves for _, loss in points if math.isfinite(loss)]
     if not values:
         return '<p class="note">No step was sealed, so there is no curve.</p>'
-    x, y = _axes(curves, values)
+    x, y = _axes(curves, values, WIDTH - _room(runs))
     reference = clean_run(runs)
     layers = [_frame(x, y)]
     order = sorted(range(len(runs)), key=lambda index: runs[index] is not reference)
@@ -36,7 +40,7 @@ def loss_curves(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
         band = " band" if runs[index] is reference and len(runs) > 1 else ""
         layers.append(_curve(curves[index], x, y, colours[index], band))
     layers += [_hovers(runs[index].label, curves[index], x, y) for index in order]
-    layers.append(_labels(runs, curves, y, colours))
+    layers.append(_labels(runs, curves, x, y, colours))
     return drawing(WIDTH, HEIGHT, "Training loss by step, one curve a run", *layers)
 
 
@@ -55,13 +59,13 @@ def running_median(points: Points) -> Points:
     return smooth
 
 
-def _axes(curves: Sequence[Points], values: Sequence[float]) -> tuple[Axis, Axis]:
+def _axes(curves: Sequence[Points], values: Sequence[float], edge: float) -> tuple[Axis, Axis]:
     steps = [step for points in curves for step, _ in points]
     low, high = min(values), max(values)
     log = low > 0 and high / low > LOG_ABOVE
     margin = 0.04 * (high - low) or 0.5
     bottom, top = (low / 1.1, high * 1.1) if log else (low - margin, high + margin)
-    x = Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
+    x = Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, edge)
     return x, Axis(bottom, top, HEIGHT - BOTTOM, TOP, log=log)
 
 
@@ -95,17 +99,22 @@ def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
     )
 
 
-def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], y: Axis, colours: Sequence[str]) -> str:
+def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], x: Axis, y: Axis, colours: Sequence[str]) -> str:
     ends = [next((loss for _, loss in reversed(running_median(points)) if math.isfinite(loss)), y.high) for points in curves]
     places = spread([y.at(loss) for loss in ends], LABEL_GAP, TOP + 8, HEIGHT - BOTTOM)
     parts = []
     for run, loss, place, colour in zip(runs, ends, places, colours, strict=True):
-        edge = WIDTH - RIGHT
+        edge = x.end
         parts.append(
             element("path", d=f"M{edge + 3:.1f} {y.at(loss):.1f}L{edge + 14:.1f} {place:.1f}h6", class_=f"leader {colour}")
         )
-        parts.append(text(_short(run.label, 15), x=edge + 25, y=place + 4, class_=f"label {colour}"))
+        parts.append(text(_short(run.label, MOST), x=edge + 25, y=place + 4, class_=f"label {colour}"))
     return "".join(parts)
+
+
+def _room(runs: Sequence[RunRecord]) -> float:
+    """What the longest label takes, with the way to it."""
+    return LEADER + SIGN * min(max(FEWEST, *(len(run.label) for run in runs)), MOST)
 
 
 def _short(label: str, most: int) -> str:

@@ -12,14 +12,18 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from holdfast.evidence.story import printable
+from holdfast.report.changes import account, verdict
+from holdfast.report.comparison import clean_run
 from holdfast.report.curves import loss_curves
 from holdfast.report.pipeline import pipeline_drawing
 from holdfast.report.placements import placement_table
 from holdfast.report.record import RunRecord
-from holdfast.report.tables import HEADINGS, Row, clean_run, figure, rows
+from holdfast.report.tables import HEADINGS, Row, against_clean, figure, rows
 from holdfast.report.timeline import legend, timeline
 
 OTHERS = ("amber", "teal", "violet", "slate")
+MOST_SENTENCES = 20
 
 
 def render_html(runs: Sequence[RunRecord]) -> str:
@@ -33,7 +37,7 @@ def render_html(runs: Sequence[RunRecord]) -> str:
         _section("Result", _tiles(shown) + _table(shown, colours) + _words(shown)),
         _section(
             "Training loss",
-            loss_curves(shown, colours),
+            f'<div class="wide">{loss_curves(shown, colours)}</div>',
             "Faint: every step. Strong: running median. Rest the pointer on a curve.",
         ),
         *_pipeline_section(shown),
@@ -74,7 +78,9 @@ def headline(runs: Sequence[RunRecord]) -> str:
     if len(runs) == 1:
         steps = int(runs[0].result.get("steps", 0))
         caught = len(runs[0].catches)
-        return f"{steps:,} steps, " + (
+        lost = len({record["worker"] for record in runs[0].of("WorkerLost")})
+        gone = f"{lost} worker{'' if lost == 1 else 's'} lost, " if lost else ""
+        return f"{steps:,} steps, {gone}" + (
             f"{caught} {'liar' if caught == 1 else 'liars'} caught" if caught else "nobody caught lying"
         )
     return f"A comparison of {len(runs)} runs"
@@ -101,8 +107,9 @@ def _tiles(runs: Sequence[RunRecord]) -> str:
         tiles.append(("clean perplexity", figure(reference.perplexity), "blue"))
     attacked = [run for run in runs if run.config.get("attack")]
     for run, colour in zip(runs, series(runs), strict=True):
-        if reference is not None and run in attacked and not math.isnan(run.perplexity):
-            tiles.append((f"perplexity {run.label}", f"× {run.perplexity / reference.perplexity:.2f}", colour))
+        ratio = against_clean(run, reference)
+        if run in attacked and not math.isnan(ratio):
+            tiles.append((f"perplexity {run.label}", f"× {ratio:.2f}", colour))
     defended = [run for run in attacked if run.defence != "none"]
     if defended:
         detected, missed, alarms = (
@@ -140,7 +147,7 @@ def _table_row(row: Row, colour: str) -> str:
         value = escape(str(getattr(row, name)))
         if name == "weights":
             digest = f"<code>{escape(row.digest)}</code>" if row.digest else ""
-            cells.append(f'<td class="weights {value}">{marks.get(value, value)}{digest}</td>')
+            cells.append(f'<td class="weights {value if value in marks else "other"}">{marks.get(value, value)}{digest}</td>')
         else:
             cells.append(f"<td>{value}</td>" if name == "remedy" else f'<td class="num">{value}</td>')
     return f"<tr>{''.join(cells)}</tr>"
@@ -150,7 +157,7 @@ def _pipeline_section(runs: Sequence[RunRecord]) -> list[str]:
     drawn = next((run for run in reversed(runs) if run.defence != "none"), runs[-1] if runs else None)
     if drawn is None or drawn.stages < 1:
         return []
-    note = f"As in the run “{drawn.label}”. Solid: tensors forward and backward. "
+    note = f"As the run “{drawn.label}” began. Solid: tensors forward and backward. "
     if drawn.defence.startswith("duplicate"):
         note += "Dashed: the jumping connection, from which each shadow recomputes the stage before its own."
     return [_section("Pipeline", f'<div class="wide">{pipeline_drawing(drawn)}</div>', note)]
@@ -161,20 +168,30 @@ def _caught_sections(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         drawn = timeline(run)
         if drawn:
-            found.append(
-                _section(f"Who was caught, and when: {run.label}", f'<div class="wide">{drawn}</div>{_catches(run)}', "")
-            )
-    return [legend_section(found[0]), *found[1:]] if found else []
+            told = f'{legend(run)}<div class="wide">{drawn}</div>{_catches(run)}{_account(run)}'
+            found.append(_section(f"{_question(run)}, and when: {run.label}", told))
+    return found
 
 
-def legend_section(section: str) -> str:
-    """The first timeline carries the legend of all."""
-    return section.replace("</h2>", f"</h2>{legend()}", 1)
+def _question(run: RunRecord) -> str:
+    if run.of("Alert", "Ruling"):
+        return "Who was caught"
+    return "Who was lost" if run.of("WorkerLost") else "What changed"
+
+
+def _account(run: RunRecord) -> str:
+    sentences = account(run)
+    shown = [
+        *sentences[:MOST_SENTENCES],
+        *([f"And {len(sentences) - MOST_SENTENCES} more."] * (len(sentences) > MOST_SENTENCES)),
+    ]
+    items = "".join(f"<li>{escape(printable(sentence))}</li>" for sentence in shown)
+    return f'<ul class="account">{items}</ul>' if items else ""
 
 
 def _catches(run: RunRecord) -> str:
     if not run.catches:
-        return '<p class="note">Nobody was proven to have lied: suspects were left out, or the step was done again.</p>'
+        return f'<p class="note words">{escape(verdict(run))}</p>'
     body = "".join(
         f"<tr><td><code>{escape(catch.worker)}</code></td><td class=num>{catch.stage}</td><td class=num>{catch.lies}</td>"
         f"<td class=num>{catch.first_step}</td><td class=num>{catch.first_seconds:.2f}</td>"
@@ -183,7 +200,7 @@ def _catches(run: RunRecord) -> str:
     )
     names = ("stage", "proven lies", "first caught in step", "at virtual s", "last in step")
     heads = "<th>worker</th>" + "".join(f"<th class=num>{name}</th>" for name in names)
-    return f'<table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide"><table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _repeat(runs: Sequence[RunRecord]) -> str:

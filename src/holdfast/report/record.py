@@ -137,6 +137,19 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(content["label"], content["result"], config, read_report(directory / "report.jsonl"))
 
 
+def read_result(directory: Path) -> RunResult:
+    """What the run in `directory` came to, as it was returned then. Raises DataError."""
+    found = read_run(directory).result
+    kinds = typing.get_type_hints(RunResult)
+    values: dict[str, Any] = {
+        name: math.nan if value is None and kinds[name] is float else value for name, value in found.items() if name in kinds
+    }
+    try:
+        return RunResult(**values)
+    except TypeError as error:
+        raise DataError(f"{directory}/run.json is not what this version writes ({error})") from None
+
+
 def _is_result(result: Any) -> bool:
     """Whether each number has its form; one that left the numbers is null there."""
     kinds = typing.get_type_hints(RunResult)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.report.comparison import clean_run, other_settings, unlike_words
 from holdfast.report.pipes import pipes
 from holdfast.report.record import RunRecord, number
 
@@ -16,6 +17,7 @@ from holdfast.report.record import RunRecord, number
 class Row:
     """One run of a comparison, ready to print; `weights` is `equal` or `differ` against the clean run, or `reference`.
 
+    A run of other settings has no ratio, and `weights` names them (`other steps`), unless its weights are equal anyway.
     `dropped` are forged claims that were thrown away with their step before anybody had to rule on them.
     """
 
@@ -52,11 +54,6 @@ HEADINGS = {
 }
 
 
-def clean_run(runs: Sequence[RunRecord]) -> RunRecord | None:
-    """The reference of a comparison: the first run without attack and without fault, or None."""
-    return next((run for run in runs if not run.config.get("attack") and not run.config.get("faults")), None)
-
-
 def rows(runs: Sequence[RunRecord]) -> list[Row]:
     """One row a run, in the order given."""
     reference = clean_run(runs)
@@ -89,9 +86,15 @@ def figure(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
+def against_clean(run: RunRecord, reference: RunRecord | None) -> float:
+    """Perplexity over that of the clean run; NaN where there is none, or none of the same settings."""
+    comparable = reference is not None and not other_settings(run, reference)
+    return run.perplexity / reference.perplexity if reference is not None and comparable else math.nan
+
+
 def _row(run: RunRecord, reference: RunRecord | None) -> Row:
     counts = {key: str(run.result.get(key, "–")) for key in ("attacked_claims", "detected", "missed", "false_alarms")}
-    ratio = run.perplexity / reference.perplexity if reference is not None else math.nan
+    ratio = against_clean(run, reference)
     return Row(
         label=run.label,
         defence=run.defence,
@@ -115,7 +118,9 @@ def _weights(run: RunRecord, reference: RunRecord | None) -> str:
         return "–"
     if run is reference:
         return "reference"
-    return "equal" if run.result.get("weights_digest") == reference.result.get("weights_digest") else "differ"
+    if run.result.get("weights_digest") == reference.result.get("weights_digest"):
+        return "equal"
+    return unlike_words(run, reference) or "differ"
 
 
 def _dropped(run: RunRecord) -> str:

@@ -1,6 +1,7 @@
 """What the defence did, step by step: a row a stage, a mark where a lie was proven or a stage was left out.
 
 forward ▲   backward ▼   gradient ◆   update ■     hollow: an alert, nobody proven     pale bar: left out
+blue dot: a worker lost or banned, other seats, or a step done again
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.evidence.story import printable
+from holdfast.report.changes import TURNS, told_of
 from holdfast.report.record import RunRecord
 from holdfast.report.svg import Axis, drawing, element, text, title
 
@@ -20,6 +23,12 @@ SHAPES = {
     "gradient": "M0 -6L6 0L0 6L-6 0z",
     "update": "M-5 -5H5V5H-5z",
 }
+TURN_NAMES = {
+    "a worker lost": ("WorkerLost",),
+    "a worker banned": ("Banned",),
+    "a step done again": ("StepRestarted", "RolledBack"),
+    "other seats": ("Reseated",),
+}
 OFFSETS = {"forward": -7.0, "backward": 7.0, "gradient": -7.0, "update": 7.0}
 
 
@@ -27,7 +36,7 @@ def timeline(run: RunRecord) -> str:
     """The drawing of `run` as an SVG element, or an empty text where nothing happened."""
     marks = _marks(run)
     bars = run.of("StagesSkipped")
-    turns = run.of("WorkerLost", "TakenOver", "Reshadowed", "Banned", "StepRestarted", "RolledBack", "Reseated")
+    turns = run.of(*TURNS)
     if not (marks or bars or turns):
         return ""
     shown = list(range(1, max(run.stages - 1, 2)))
@@ -37,24 +46,31 @@ def timeline(run: RunRecord) -> str:
     bottom = TOP + ROW * len(shown)
     parts = [_frame(x, rows, bottom)]
     parts += [_bar(record, x, rows) for record in bars]
-    parts += [_turn(record, x, bottom) for record in turns if "step" in record]
+    parts += [_turn(record, x, bottom) for record in turns]
     parts += [_mark(key, records, x, rows) for key, records in marks.items()]
     return drawing(WIDTH, bottom + BOTTOM, f"What was caught in {run.label}, by step and stage", *parts)
 
 
-def legend() -> str:
-    """The marks and their meaning as one line of HTML."""
-    names = [*SHAPES.items(), ("alert, nobody proven", SHAPES["forward"]), ("left out of the step", "")]
-    entries = []
-    for name, shape in names:
-        inside = (
-            element("path", d=shape, transform="translate(8 8)", class_="unclear" if "alert" in name else f"lie {name}")
-            if shape
-            else element("rect", x=1, y=4, width=14, height=8, rx=2, class_="left-out")
-        )
-        icon = element("svg", inside, viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")
-        entries.append(f"<span>{icon}{name}</span>")
-    return f'<p class="legend">{"".join(entries)}</p>'
+def legend(run: RunRecord) -> str:
+    """What the marks of this run's timeline mean, as one line of HTML."""
+    marks = _marks(run)
+    proven = {direction for (_, _, direction), records in marks.items() if any(r.get("culprits") for r in records)}
+    entries = [(name, _glyph(shape, f"lie {name}")) for name, shape in SHAPES.items() if name in proven]
+    if any(not r.get("culprits") for records in marks.values() for r in records):
+        entries.append(("alert, nobody proven", _glyph(SHAPES["forward"], "unclear")))
+    if run.of("StagesSkipped"):
+        entries.append(("left out of the step", element("rect", x=1, y=4, width=14, height=8, rx=2, class_="left-out")))
+    meanings = [name for name, events in TURN_NAMES.items() if run.of(*events)]
+    if meanings:
+        entries.append((", or ".join(meanings), element("circle", cx=8, cy=8, r=4, class_="turn-dot")))
+    icons = (
+        (name, element("svg", inside, viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")) for name, inside in entries
+    )
+    return f'<p class="legend">{"".join(f"<span>{icon}{name}</span>" for name, icon in icons)}</p>'
+
+
+def _glyph(shape: str, kind: str) -> str:
+    return element("path", d=shape, transform="translate(8 8)", class_=kind)
 
 
 def _marks(run: RunRecord) -> dict[tuple[int, int, str], list[Mapping[str, Any]]]:
@@ -95,14 +111,15 @@ def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, 
 
 def _bar(record: Mapping[str, Any], x: Axis, rows: Mapping[int, float]) -> str:
     half = max((x.at(1) - x.at(0)) / 2, 1.5)
+    start, end = max(x.at(record["step"]) - half, LEFT - 8), min(x.at(record["step"]) + half, WIDTH)
     told = f"step {record['step']}: stages {record['bypassed']} left out, {record['frozen']} frozen"
     return "".join(
         element(
             "rect",
             title(told),
-            x=x.at(record["step"]) - half,
+            x=start,
             y=rows[stage] - ROW / 2 + 2,
-            width=2 * half,
+            width=end - start,
             height=ROW - 4,
             rx=2,
             class_="left-out",
@@ -114,13 +131,8 @@ def _bar(record: Mapping[str, Any], x: Axis, rows: Mapping[int, float]) -> str:
 
 def _turn(record: Mapping[str, Any], x: Axis, bottom: float) -> str:
     here = x.at(record["step"])
-    told = f"step {record['step']}: " + ", ".join(
-        f"{key} {value}" for key, value in record.items() if key not in ("schema", "event", "seconds", "step")
-    )
     line = element("line", x1=here, x2=here, y1=TOP, y2=bottom, class_=f"turn {record['event']}")
-    return element(
-        "g", title(f"{record['event']}, {told}"), line, element("circle", cx=here, cy=bottom, r=4, class_="turn-dot")
-    )
+    return element("g", title(printable(told_of(record))), line, element("circle", cx=here, cy=bottom, r=4, class_="turn-dot"))
 
 
 def _claims(count: int, direction: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, did_you_mean
 from holdfast.sweep.cell import Scalar
 from holdfast.sweep.frame import SEED, Mean, mean, number
 from holdfast.sweep.record import Record
@@ -129,11 +129,11 @@ def make_table(
     axes = list(dict.fromkeys(axis for record in records for axis in record.axes))
     for axis in by or ():
         if axis not in axes:
-            raise ConfigError(f"--by {axis!r}: the runs have the axes {', '.join(axes) or '(none)'}")
+            hint = did_you_mean(axis, axes)
+            raise ConfigError(f"--by {axis!r}: {hint}the runs have the axes {', '.join(axes) or '(none)'}")
     chosen = tuple(by) if by is not None else _varying(records, axes)
     clean = clean_runs(records)
-    shown = tuple(values) if values is not None else _telling(records, clean)
-    _check(shown, records)
+    shown = _named(values, records) if values is not None else _telling(records, clean)
     groups: dict[tuple[Scalar, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record.axes.get(axis) for axis in chosen), []).append(record)
@@ -223,12 +223,18 @@ def _telling(records: Sequence[Record], clean: Mapping[str, Record]) -> tuple[st
     return (PERPLEXITY, RATIO, WEIGHTS, *counted) if clean and disturbed else (PERPLEXITY, *counted)
 
 
-def _check(values: Sequence[str], records: Sequence[Record]) -> None:
-    known = dict.fromkeys(key for record in records for key in record.result or {})
+def _named(values: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
+    """The values by their own names; what the table shows as a column's heading is a name as well."""
+    known = dict.fromkeys([key for record in records for key in record.result or {}] + [RATIO, WEIGHTS])
     failed = all(not record.ok for record in records)
+    by_heading = {told: value for value, told in HEADINGS.items() if value in known}
+    found = []
     for value in values:
-        if value not in (WEIGHTS, RATIO) and value not in known and not failed:
-            raise ConfigError(f"--value {value!r}: the runs have {', '.join([*known, RATIO, WEIGHTS])}")
+        if value not in known and value not in by_heading and not failed:
+            hint = did_you_mean(value, [*known, *by_heading])
+            raise ConfigError(f"--value {value!r}: {hint}the runs have {', '.join(known)}")
+        found.append(value if value in known else by_heading.get(value, value))
+    return tuple(found)
 
 
 def clean_runs(records: Sequence[Record]) -> dict[str, Record]:
