@@ -19,7 +19,7 @@ def main(out: Path) -> None:
 
     found = audit(evidence, LAW)
     print(f"{found.status}: {len(found.disputes)} disputes; proven guilty: {', '.join(found.guilty) or 'nobody'}")
-    print("\n".join(story.explain(found.disputes[0])))
+    print("\n".join(story.explain(found, found.disputes[0])))
 
     altered = evidence.replace(b'"w2"', b'"w3"', 1)
     print(f"with one name changed: {audit(altered, LAW).status}")
