@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,7 +28,6 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.transport.quiet import quiet_grpc
 
     quiet_grpc()
-    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
@@ -41,23 +40,13 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
         experiment = Experiment(config, observers=(observer,), resume=resume)
         with first_interrupt_calls(experiment.stop) as interrupted:
             result = _unless_waiting(experiment)
-    if isinstance(result, StoppedWaiting):
-        _leave_waiting(result, f"holdfast train --resume {config.output.dir}")
-    if experiment.nothing_left is not None:
-        print(experiment.nothing_left, file=sys.stderr)
-        return result
-    if interrupted():
-        print(f"stopped; go on with: holdfast train --resume {config.output.dir}{_from_where(result)}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    _warn_of_checkpoints(result)
-    return result
+    return _ended(experiment, result, f"holdfast train --resume {config.output.dir}", ": ", interrupted=interrupted())
 
 
 def run_hosted(
     config: RunConfig, host: Host, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False
 ) -> RunResult:
     """Like `run_experiment`, with machines that join; the door is shut at the end, however it comes."""
-    from holdfast.errors import StoppedWaiting
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
     from holdfast.report.terminal import REAL
@@ -75,16 +64,7 @@ def run_hosted(
                 result = _unless_waiting(experiment)
         finally:
             host.close()
-    if isinstance(result, StoppedWaiting):
-        _leave_waiting(result, "the same command")
-    if experiment.nothing_left is not None:
-        print(experiment.nothing_left, file=sys.stderr)
-        return result
-    if interrupted():
-        print(f"stopped; go on with the same command{_from_where(result)}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    _warn_of_checkpoints(result)
-    return result
+    return _ended(experiment, result, "the same command", " ", interrupted=interrupted())
 
 
 def _unless_waiting(experiment: Experiment) -> RunResult | StoppedWaiting:
@@ -97,9 +77,25 @@ def _unless_waiting(experiment: Experiment) -> RunResult | StoppedWaiting:
         return left
 
 
-def _leave_waiting(left: StoppedWaiting, command: str) -> NoReturn:
-    print(f"{left}; go on with {command}", file=sys.stderr)
-    raise typer.Exit(left.exit_code)
+def _ended(
+    experiment: Experiment, ending: RunResult | StoppedWaiting, command: str, between: str, *, interrupted: bool
+) -> RunResult:
+    """Say how the run ended, now that its progress is no longer shown; leave where it was stopped by hand. `command` goes on
+    with it, and stands in a sentence after `between`.
+    """
+    from holdfast.errors import StoppedWaiting
+
+    if isinstance(ending, StoppedWaiting):
+        print(f"{ending}; go on with {command}", file=sys.stderr)
+        raise typer.Exit(ending.exit_code)
+    if experiment.nothing_left is not None:
+        print(experiment.nothing_left, file=sys.stderr)
+    elif interrupted:
+        print(f"stopped; go on with{between}{command}{_from_where(ending)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    else:
+        _warn_of_checkpoints(ending)
+    return ending
 
 
 @contextmanager
@@ -194,6 +190,4 @@ def _told(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {count}" for key, count in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

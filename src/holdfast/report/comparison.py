@@ -49,9 +49,8 @@ def _deciding(run: RunRecord) -> dict[str, Any]:
     for section, names in DECIDING.items():
         table = run.config.get(section) or {}
         found |= {f"{section}.{name}": _plain(table[name]) for name in (names or table) if name in table}
-    if found.get("model.dropout") or found.get(
-        "pipeline.wire_dtype"
-    ):  # else it is the plain model, to the bit, however it is cut
+    # without these it is the plain model, to the bit, however it is cut
+    if found.get("model.dropout") or found.get("pipeline.wire_dtype"):
         found["pipeline.stages"] = run.stages
     return found
 
