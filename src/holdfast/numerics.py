@@ -35,19 +35,24 @@ Way = Callable[[], AbstractContextManager[object]]
 def pinned(device: str) -> Iterator[None]:
     """As long as it is open, torch computes with one thread, and on `device` deterministically; then as before.
 
-    Two threads give weight gradients with other bits; so do the atomic additions of some GPU kernels.
+    Two threads give weight gradients with other bits; so do the atomic additions of some GPU kernels. Memory that an operation
+    is about to write is not filled beforehand, as torch would: nothing here reads what nobody wrote, and each costs a kernel.
     """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    fillings: Any = torch.utils.deterministic
+    filled = fillings.fill_uninitialized_memory
     torch.set_num_threads(1)
     if device.partition(":")[0] != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
         torch.use_deterministic_algorithms(True)
+        fillings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        fillings.fill_uninitialized_memory = filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +161,19 @@ class NumericsClass:
 
 def numerics_class(arithmetic: Arithmetic, dtype: torch.dtype, device: str | torch.device = "cpu") -> NumericsClass:
     """The class of a pinned worker of this machine that computes in `arithmetic`."""
-    kind = torch.device(device)
-    chip = _processor() if kind.type == "cpu" else _accelerator(kind)
     return NumericsClass(
-        f"{kind.type} {chip}", str(dtype).removeprefix("torch."), torch.__version__, arithmetic.threads, arithmetic.name
+        f"{torch.device(device).type} {chip(device)}",
+        str(dtype).removeprefix("torch."),
+        torch.__version__,
+        arithmetic.threads,
+        arithmetic.name,
     )
+
+
+def chip(device: str | torch.device) -> str:
+    """What computes there, by its own name."""
+    kind = torch.device(device)
+    return _processor() if kind.type == "cpu" else _accelerator(kind)
 
 
 @cache

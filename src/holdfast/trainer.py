@@ -499,7 +499,7 @@ def _likeness(job: Job) -> Likeness | None:
 def prepare_tested(config: RunConfig) -> Job:
     """What a run needs, and the proof that its model computes split what it computes whole; raises SelfTestFailed."""
     job = prepare(config)
-    self_test(job.source.config, min(3, config.pipeline.stages), job.dtype)
+    self_test(job.source.config, min(3, config.pipeline.stages), job.dtype, config.model.device)
     return job
 
 

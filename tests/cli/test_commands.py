@@ -50,11 +50,21 @@ def test_doctor_says_what_it_checked(holdfast) -> None:
 
 
 def test_doctor_fails_with_the_name_of_what_failed(holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.cli.checkup._same_product_twice", lambda: _raise(RuntimeError("different bits")))
+    monkeypatch.setattr("holdfast.cli.checkup._same_product_twice", lambda _device: _raise(RuntimeError("different bits")))
     outcome = holdfast("doctor", "--model", SMALL)
     assert outcome.code == 1
     assert "FAIL  same product twice" in outcome.out
     assert "checks failed: same product twice" in outcome.out
+
+
+def test_doctor_looks_at_the_device_that_is_named(holdfast) -> None:
+    found = json.loads(holdfast("doctor", "--json", "--model", SMALL).out.splitlines()[-1])
+    assert "(float32, cpu, " in next(check["detail"] for check in found["checks"] if check["name"] == "split equals whole")
+    outcome = holdfast("doctor", "--model", SMALL, "--device", "abacus")
+    assert outcome.code == 1
+    assert "FAIL  device                 device 'abacus' is none that torch knows" in outcome.out
+    assert "same product twice" not in outcome.out, "there is nothing to look at"
+    assert holdfast("doctor", "--numerics", "--device", "abacus").code == 2
 
 
 def test_a_fact_is_no_failure(holdfast, monkeypatch: pytest.MonkeyPatch) -> None:

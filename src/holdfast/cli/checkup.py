@@ -27,20 +27,19 @@ class Check:
     detail: str
 
 
-def examine(model: str) -> Iterator[Check]:
+def examine(model: str, device: str = "cpu") -> Iterator[Check]:
     """Every check in turn, each as soon as it is known; a check that raises counts as failed."""
     yield _python()
     yield from _packages()
     yield _threads()
-    checks: dict[str, Callable[[], str]] = {
-        "same product twice": _same_product_twice,
-        "same stage twice": lambda: _same_stage_twice(model),
-        "split equals whole": lambda: _self_test(model),
-        "memory": _memory,
-        "disk": _disk,
-    }
-    for name, check in checks.items():
-        yield _guarded(name, check)
+    there = _guarded("device", lambda: _device(device))
+    yield there
+    if there.passed:
+        yield _guarded("same product twice", lambda: _same_product_twice(device))
+        yield _guarded("same stage twice", lambda: _same_stage_twice(model, device))
+        yield _guarded("split equals whole", lambda: _self_test(model, device))
+    yield _guarded("memory", _memory)
+    yield _guarded("disk", _disk)
     yield from _data()
 
 
@@ -90,43 +89,61 @@ def _threads() -> Check:
     )
 
 
-def _same_product_twice() -> str:
+def _device(name: str) -> str:
+    from holdfast.job import check_device
+    from holdfast.numerics import chip
+
+    check_device(name)
+    return f"{name}: {chip(name)}"
+
+
+def _same_product_twice(device: str) -> str:
     import torch
 
-    torch.set_num_threads(1)
+    from holdfast.digest import same_bytes
+    from holdfast.numerics import pinned
+
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    if (left @ right).numpy().tobytes() != (left @ right).numpy().tobytes():
+    left, right = (torch.randn(256, 256, generator=generator).to(device) for _ in range(2))
+    with pinned(device):
+        one, other = left @ right, left @ right
+    if not same_bytes(one, other):
         raise RuntimeError("the same matrix product gave different bits; digests cannot be compared on this machine")
     return "one matrix product, equal bits"
 
 
-def _same_stage_twice(model: str) -> str:
+def _same_stage_twice(model: str, device: str) -> str:
     import torch
 
+    from holdfast.digest import tensors_digest
+    from holdfast.numerics import pinned
     from holdfast.partition import StageModule, describe, initial_weights, make_plan
 
     source = describe(model)
     plan = make_plan(source.config, 3)
     seen = set()
     for _ in range(2):
-        stage = StageModule(source.config, plan, 1)
+        stage = StageModule(source.config, plan, 1, device=device)
         stage.load_weights(initial_weights(source, plan, 1, seed=0))
-        hidden = torch.randn(2, 16, plan.width, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        output = stage(hidden)
-        output.backward(torch.ones_like(output))
-        tensors = [output.detach(), hidden.grad, *(p.grad for _, p in stage.named_owned_parameters())]
-        seen.add(b"".join(tensor.numpy().tobytes() for tensor in tensors if tensor is not None))
+        hidden = torch.randn(2, 16, plan.width, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+        with pinned(device):
+            output = stage(hidden)
+            output.backward(torch.ones_like(output))
+        gradients = {name: parameter.grad for name, parameter in stage.named_owned_parameters()}
+        found = {"output": output, "input gradient": hidden.grad, **gradients}
+        seen.add(tensors_digest({name: tensor for name, tensor in found.items() if tensor is not None}))
     if len(seen) != 1:
         raise RuntimeError("the same stage gave different bits on the same input; shadows would accuse honest workers here")
     return f"a stage of {model} forward and backward, equal bits"
 
 
-def _self_test(model: str) -> str:
+def _self_test(model: str, device: str) -> str:
+    from holdfast.numerics import pinned
     from holdfast.partition import describe
     from holdfast.partition.selftest import self_test
 
-    return str(self_test(describe(model)))
+    with pinned(device):
+        return str(self_test(describe(model), device=device))
 
 
 def _memory() -> str:

@@ -21,6 +21,7 @@ def doctor(
     model: Annotated[
         str, typer.Option("--model", metavar="NAME", help="The model of the self-test.")
     ] = "gpt2:layers=6,width=64,heads=4",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, ...: what to look at.")] = "cpu",
     numerics: Annotated[
         bool, typer.Option("--numerics", help="Measure how far apart this machine's arithmetics are, instead.")
     ] = False,
@@ -42,7 +43,7 @@ def doctor(
     import json
 
     if peer is not None:
-        if numerics or dtype is not None or stages is not None or out is not None:
+        if numerics or dtype is not None or stages is not None or out is not None or device != "cpu":
             from holdfast.errors import ConfigError
 
             raise ConfigError("--peer looks at another machine, and takes no option but --json")
@@ -51,7 +52,7 @@ def doctor(
     if numerics:
         from holdfast.cli.numerics import show_numerics
 
-        show_numerics(model, dtype, stages or 3, out, as_json=as_json)
+        show_numerics(model, dtype, stages or 3, out, device=device, as_json=as_json)
         return
     if dtype is not None or stages is not None or out is not None:
         from holdfast.errors import ConfigError
@@ -61,7 +62,7 @@ def doctor(
 
     checks = []
     marks = {True: "ok  ", False: "FAIL", None: "    "}
-    for check in examine(model):
+    for check in examine(model, device):
         checks.append(check)
         if not as_json:
             print(f"{marks[check.passed]}  {check.name:<22} {check.detail}")

@@ -17,7 +17,7 @@ from holdfast.claim import Direction
 from holdfast.cli.options import require_known
 from holdfast.config import resolve
 from holdfast.errors import ConfigError
-from holdfast.job import DTYPES, Job, prepare
+from holdfast.job import DTYPES, Job, check_device, prepare
 from holdfast.numerics import ARITHMETICS, numerics_class
 from holdfast.verify.calibration import MARGIN, Calibration, Measured, Pairing, Probe, bound_from, spread_of
 from holdfast.verify.tolerance import Distance
@@ -44,18 +44,21 @@ class Row:
     refused: str | None
 
 
-def show_numerics(model: str, dtype: str | None, stages: int, out: Path | None, *, as_json: bool) -> None:
+def show_numerics(
+    model: str, dtype: str | None, stages: int, out: Path | None, *, device: str = "cpu", as_json: bool = False
+) -> None:
     """Measure, print, and write the calibration to `out`, which must be a new file. Raises ConfigError, SetupError."""
     if dtype is not None:
         require_known("--dtype", dtype, DTYPES)
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; choose another --out")
+    check_device(device)
     rows: list[Row] = []
     table: dict[Pairing, Measured] = {}
     if not as_json:
         print(HEADINGS)
     for kind in (dtype,) if dtype is not None else tuple(DTYPES):
-        job = _job(model, kind, stages)
+        job = _job(model, kind, stages, device)
         for row, measured in _measure(job):
             rows.append(row)
             table |= measured
@@ -66,7 +69,7 @@ def show_numerics(model: str, dtype: str | None, stages: int, out: Path | None, 
             raise ConfigError(f"no pair has a bound, so there is nothing to write to {out}: {rows[0].refused}")
         out.write_text(Calibration(MARGIN, table).to_toml(), encoding="utf-8")
     if as_json:
-        print(json.dumps({"model": model, "stages": stages, "rows": [asdict(row) for row in rows]}))
+        print(json.dumps({"model": model, "device": device, "stages": stages, "rows": [asdict(row) for row in rows]}))
         return
     for reason in dict.fromkeys(row.refused for row in rows if row.refused is not None):
         print(f"\nno bound: {reason}")
@@ -78,9 +81,9 @@ def show_numerics(model: str, dtype: str | None, stages: int, out: Path | None, 
 HEADINGS = f"{'dtype':<9} {'direction':<9} {'pair':<38} {'at 0':>9}  {'median':<17} {'largest':<17} {'alarm':<17} guilty"
 
 
-def _job(model: str, dtype: str, stages: int) -> Job:
+def _job(model: str, dtype: str, stages: int, device: str) -> Job:
     pipeline = {"stages": stages, "micro_batches": PROBED_MICRO_BATCHES}
-    return prepare(resolve({"model": {"name": model, "dtype": dtype}, "pipeline": pipeline}))
+    return prepare(resolve({"model": {"name": model, "dtype": dtype, "device": device}, "pipeline": pipeline}))
 
 
 def _measure(job: Job) -> Iterator[tuple[Row, dict[Pairing, Measured]]]:

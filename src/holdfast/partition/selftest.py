@@ -34,6 +34,7 @@ class SelfTestReport:
     stages: int
     layers: int
     dtype: str
+    device: str
     tensors: int
     seconds: float
     proven: bool
@@ -42,7 +43,7 @@ class SelfTestReport:
         note = "" if self.proven else "; this type is not in the project's own tests"
         return (
             f"{self.model_type}: {self.tensors} tensors bit-equal, {self.layers} layers in {self.stages} stages "
-            f"({self.dtype}, {self.seconds:.1f} s){note}"
+            f"({self.dtype}, {self.device}, {self.seconds:.1f} s){note}"
         )
 
 
@@ -55,8 +56,10 @@ class _Trace:
     weight_gradients: dict[str, Tensor | None]
 
 
-def self_test(config: Any, stages: int = 3, dtype: torch.dtype = torch.float32) -> SelfTestReport:
+def self_test(config: Any, stages: int = 3, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SelfTestReport:
     """Compare split and whole on a tiny model of the class of `config` (any causal model's config, or a ModelSource).
+
+    On a GPU it must be called where the run is pinned (holdfast.numerics): two passes of a kernel that adds atomically differ.
 
     Raises SelfTestFailed naming the first differing stage, PartitionError where the model cannot be cut at all.
     """
@@ -66,7 +69,7 @@ def self_test(config: Any, stages: int = 3, dtype: torch.dtype = torch.float32) 
     attention = config._attn_implementation if config._attn_implementation in ("sdpa", "eager") else "sdpa"
     try:
         small = shrink(prepare_config(config, attention), stages)
-        layers, tensors = _check_small(small, stages, dtype)
+        layers, tensors = _check_small(small, stages, dtype, device)
     except (RuntimeError, AttributeError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise SelfTestFailed(
             f"the self-test of {config.model_type!r} models could not run ({type(error).__name__}: {error}), and a check that "
@@ -77,21 +80,22 @@ def self_test(config: Any, stages: int = 3, dtype: torch.dtype = torch.float32) 
         stages=stages,
         layers=layers,
         dtype=str(dtype).removeprefix("torch."),
+        device=device,
         tensors=tensors,
         seconds=time.perf_counter() - started,
         proven=config.model_type in TESTED,
     )
 
 
-def _check_small(config: Any, stages: int, dtype: torch.dtype) -> tuple[int, int]:
+def _check_small(config: Any, stages: int, dtype: torch.dtype, device: str) -> tuple[int, int]:
     plan = make_plan(config, stages)
-    tokens, target, whole = _draw(config, dtype)
+    tokens, target, whole = (drawn.to(device) for drawn in _draw(config, dtype))
     expected = _run_whole(whole, config, plan, tokens, target)
     found = _run_split(whole, config, plan, tokens, target, dtype)
     return config.num_hidden_layers, _compare(config.model_type, plan, expected, found)
 
 
-def _draw(config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Any]:
+def _draw(config: Any, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """Tokens, a gradient for the logits, and a whole model built the library's ordinary way, every parameter random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -125,7 +129,7 @@ def _run_whole(whole: Any, config: Any, plan: Plan, tokens: Tensor, target: Tens
 
 def _run_split(whole: Any, config: Any, plan: Plan, tokens: Tensor, target: Tensor, dtype: torch.dtype) -> _Trace:
     weights = {name: parameter.detach() for name, parameter in whole.named_parameters()}
-    modules = [StageModule(config, plan, stage, dtype=dtype) for stage in range(plan.stages)]
+    modules = [StageModule(config, plan, stage, dtype=dtype, device=target.device) for stage in range(plan.stages)]
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     for module, names in zip(modules, plan.stage_parameters, strict=True):
@@ -169,4 +173,4 @@ def _demand(model_type: str, stage: int, what: str, whole: Tensor | None, split:
 
 
 def _bits(tensor: Tensor | None) -> bytes:
-    return b"none" if tensor is None else tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return b"none" if tensor is None else tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -159,7 +159,8 @@ def relative(claimed: Mapping[str, Tensor], own: Mapping[str, Tensor], names: It
 def _worst_row(errors: Tensor, sizes: Tensor, floor: float) -> float:
     if errors.numel() == 0:
         return 0.0
-    off, size = (tensor.double().reshape(len(tensor) if tensor.ndim > 1 else 1, -1) for tensor in (errors, sizes))
+    here = errors.to(sizes.device)
+    off, size = (tensor.double().reshape(len(tensor) if tensor.ndim > 1 else 1, -1) for tensor in (here, sizes))
     length = math.sqrt(size.shape[1])
     sizes_of_rows = (torch.linalg.vector_norm(size, dim=1) / length).clamp(min=floor)
     return _greatest(torch.linalg.vector_norm(off, dim=1) / length, sizes_of_rows)
