@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from holdfast.cli import report
-from holdfast.cli.checkup import Check
+from holdfast.cli.checkup import Check, _packages
 from holdfast.cli.templates import render
 from holdfast.errors import ConfigError
 from holdfast.event import StepSealed
@@ -68,8 +69,17 @@ def test_doctor_looks_at_the_device_that_is_named(holdfast) -> None:
 
 
 def test_a_fact_is_no_failure(holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.cli.checkup.examine", lambda model: [Check("threads", None, "1"), Check("x", True, "y")])
+    monkeypatch.setattr(
+        "holdfast.cli.checkup.examine", lambda _model, _device: [Check("threads", None, "1"), Check("x", True, "y")]
+    )
     assert holdfast("doctor").code == 0
+
+
+def test_a_source_tree_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.cli.checkup.requires", lambda _name: _raise(PackageNotFoundError("holdfast")))
+    (found,) = _packages()
+    assert found.passed is None
+    assert "source tree" in found.detail
 
 
 def _raise(error: Exception) -> str:

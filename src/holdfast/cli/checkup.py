@@ -59,7 +59,12 @@ def _packages() -> Iterator[Check]:
     """Each required package against the range in this installation's metadata; extras are facts."""
     from packaging.requirements import Requirement
 
-    for text in requires("holdfast") or ():
+    try:
+        needed_packages = requires("holdfast") or ()
+    except PackageNotFoundError:
+        yield Check("packages", None, "this source tree is not installed (pip install -e .), so nobody knows what it needs")
+        return
+    for text in needed_packages:
         requirement = Requirement(text)
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
         if optional and ("dev" in str(requirement.marker) or requirement.name == "holdfast"):
