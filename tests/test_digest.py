@@ -10,6 +10,7 @@ import pytest
 import torch
 from blake3 import blake3
 
+from holdfast import digest
 from holdfast.claim import StageState
 from holdfast.digest import same_bytes, state_digest, tensor_digest, tensors_digest, weights_digest
 
@@ -72,3 +73,18 @@ def test_a_state_digest_counts_weights_moments_and_updates() -> None:
     ]
     assert len({state_digest(each) for each in [state, *others]}) == 5
     assert state_digest(replace(state, version=6)) == state_digest(state)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 2**26])
+def test_what_leaves_a_gpu_in_few_copies_has_the_same_bytes(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "AT_ONCE", at_once)
+    tensors = [
+        torch.arange(6.0).reshape(2, 3).t(),
+        torch.tensor(3),
+        torch.zeros(0, 4),
+        torch.ones(5, dtype=torch.bfloat16)[::2],
+        torch.tensor([True, False]),
+    ]
+    copied = list(digest._in_few_copies(tensors))
+    assert len(copied) == len(tensors)
+    assert all(torch.equal(one, digest._octets(other)) for one, other in zip(copied, tensors, strict=True))

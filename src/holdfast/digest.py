@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from holdfast.claim import StageState
 from holdfast.errors import ProtocolError
+
+AT_ONCE = 2**26
+"""Bytes that leave a GPU in one copy, unless one tensor has more."""
 
 
 class _Hash(Protocol):
@@ -84,15 +87,40 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 def _take_in(tensors: Mapping[str, Tensor], digest: _Hash) -> None:
-    for name in sorted(tensors):
+    names = sorted(tensors)
+    for name, octets in zip(names, _octets_of_all([tensors[name] for name in names]), strict=True):
         digest.update(name.encode() + b"\0" + _description(tensors[name]))
-        digest.update(_octets(tensors[name]).numpy().data)
+        digest.update(octets.numpy().data)
 
 
 def _description(tensor: Tensor) -> bytes:
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = ",".join(str(size) for size in tensor.shape)
     return f"{dtype}\0{shape}\0".encode()
+
+
+def _octets_of_all(tensors: Sequence[Tensor]) -> Iterable[Tensor]:
+    """What `_octets` gives of each."""
+    if sys.byteorder == "little" and all(tensor.is_cuda for tensor in tensors):
+        return _in_few_copies(tensors)
+    return map(_octets, tensors)
+
+
+def _in_few_copies(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """One at a time, each tensor of a GPU would wait for all that was asked of it before."""
+    waiting: list[Tensor] = []
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if waiting and sum(map(len, waiting)) + len(flat) > AT_ONCE:
+            yield from _copied(waiting)
+            waiting = []
+        waiting.append(flat)
+    yield from _copied(waiting)
+
+
+def _copied(flat: Sequence[Tensor]) -> Iterator[Tensor]:
+    if flat:
+        yield from torch.split(torch.cat(list(flat)).cpu(), [len(each) for each in flat])
 
 
 def _octets(tensor: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ class StageExecution:
     def norms(self) -> tuple[float, ...]:
         """The 2-norm of each parameter's gradient in model order, as exact floats of the gradient's dtype."""
         with self._arithmetic.computing():
-            return tuple(torch.linalg.vector_norm(tensor).item() for tensor in self._sum)
+            norms = [torch.linalg.vector_norm(tensor) for tensor in self._sum]
+        return tuple(torch.stack(norms).tolist()) if norms else ()  # one at a time, each would wait for the GPU
 
     def update(self, clip_scale: float, rate: float) -> None:
         """One optimizer step into new buffers, which wait for `seal`; the weights in use stay as they are."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ def pinned(device: str) -> Iterator[None]:
     if device.partition(":")[0] != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
         torch.use_deterministic_algorithms(True)
+        warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA context")  # there is
         fillings.fill_uninitialized_memory = False
     try:
         yield

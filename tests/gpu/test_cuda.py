@@ -75,7 +75,12 @@ def plain(config: Any) -> str:
             for tokens in job.batches.batch(step).to(DEVICE):
                 loss = cross_entropy(model(input_ids=tokens[:, :-1], use_cache=False).logits, tokens[:, 1:])
                 (loss / config.pipeline.micro_batches).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm or float("inf"), foreach=False)
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+            total = torch.linalg.vector_norm(norms.cpu())  # where the coordinator adds them up; a GPU has another order
+            torch.nn.utils.clip_grads_with_norm_(
+                model.parameters(), options.clip_norm or float("inf"), total.to(DEVICE), foreach=False
+            )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step, config.training.steps)
             optimizer.step()
