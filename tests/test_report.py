@@ -16,6 +16,8 @@ import pytest
 from holdfast.claim import ClaimKey, Direction
 from holdfast.errors import DataError
 from holdfast.event import (
+    REAL,
+    VIRTUAL,
     Alert,
     Evaluated,
     Event,
@@ -56,7 +58,6 @@ from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
 from holdfast.report.tables import rows
 from holdfast.report.tally import Tally, tell
-from holdfast.report.terminal import REAL, VIRTUAL
 from holdfast.report.timeline import timeline
 
 STEPS = 150
@@ -472,6 +473,33 @@ def test_the_clock_of_the_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPat
     assert f" {named} s " in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     assert f" {named} 1.5 s" in lines.getvalue()
     assert (" virtual " in stream.getvalue() + lines.getvalue()) == (named == "virtual")
+
+
+def on_the_clock(label: str, clock: str | None, engine: str = "memory") -> RunRecord:
+    found = story("replace", steps=20)
+    said = {} if clock is None else {"clock": clock}
+    config = {"pipeline": {"stages": 6, "engine": engine}, "attack": [{"spec": "sign-flip"}]}
+    return make_record(label, result(92.1, "a", **said), config, found)
+
+
+REAL_RUNS = [on_the_clock("hosted", REAL), on_the_clock("of before", None, "processes")]
+
+
+@pytest.mark.parametrize("run", REAL_RUNS, ids=lambda run: run.label)
+def test_nothing_of_a_run_on_real_clocks_is_called_virtual(run: RunRecord) -> None:
+    page, table = render_html([run]), render_markdown([run])
+    assert "virtual" not in (page + table).lower()
+    assert "at run s" in page
+    assert "run second" in page
+    assert "| wall s | run s |" in table
+    assert next(csv.DictReader(io.StringIO(render_csv([run]))))["clock"] == "run"
+
+
+def test_virtual_and_real_seconds_stand_in_columns_of_their_own() -> None:
+    runs = [on_the_clock("described", VIRTUAL), on_the_clock("real", REAL), on_the_clock("both", "virtual + run")]
+    head, _, *body = [[cell.strip() for cell in line.split("|")] for line in render_markdown(runs).splitlines()]
+    assert head[-4:-1] == ["virtual s", "run s", "virtual + run s"]
+    assert [row[-4:-1] for row in body] == [["285.0", "–", "–"], ["–", "285.0", "–"], ["–", "–", "285.0"]]
 
 
 def test_quiet_shows_nothing() -> None:

@@ -77,7 +77,7 @@ class Cast(Company, GroundTruth, Protocol):
 
 
 class Trainer:
-    """One run. `observers` are called with every event and its virtual time, from the thread that runs.
+    """One run. `observers` are called with every event and its time by the run's clock, from the thread that runs.
 
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
@@ -448,7 +448,7 @@ class Trainer:
         self._meter.add(*_usage(cluster))
 
     def _tell(self, event: Event, seconds: float) -> None:
-        """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
+        """Pass an event on, in seconds since the start of the run (a rollback or a resume starts the engine's clock anew)."""
         self._standing.hear(event)
         if isinstance(event, Joined):
             self._fell = None  # whoever goes again in the same step has been back: that is no run in a circle
@@ -473,6 +473,7 @@ class Trainer:
 
     def _result(self, job: Job, keeper: Keeper, steps: int, score: Evaluation, meter: Meter) -> RunResult:
         """What this process has come to; what came before it was resumed is not in it."""
+        assert self._engine is not None, "it has carried the run"
         run = RunFacts(
             self.run_id,
             steps,
@@ -484,6 +485,7 @@ class Trainer:
             self._stopping,
             self._config.output.dir,
             None if keeper.newest is None else version_of(keeper.newest),
+            self._engine.clock,
         )
         return summarise(run, score, self._counts, meter, self._cast)
 

@@ -58,7 +58,6 @@ def host(
     from holdfast.cli.session import run_hosted, show_result
     from holdfast.errors import ConfigError
     from holdfast.host import Host, Premises
-    from holdfast.report.terminal import REAL
 
     if accept not in ("auto", "manual"):
         raise ConfigError(f"--accept is auto or manual, got {accept!r}")
@@ -69,7 +68,7 @@ def host(
     )
     hosted = Host(resolved, directory, premises, lambda line: print(line, file=sys.stderr, flush=True))
     result = run_hosted(resolved, hosted, resume=resume, quiet=quiet, verbose=verbose)
-    show_result(result, as_json=as_json, clock=REAL)
+    show_result(result, as_json=as_json)
 
 
 def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tuple[RunConfig, Path, Path | None]:
