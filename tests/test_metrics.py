@@ -244,7 +244,7 @@ def test_exposed_where_it_is_wanted() -> None:
 
 def test_a_taken_port(watched: tuple[Metrics, MetricsServer, Clock]) -> None:
     _, server, _ = watched
-    with pytest.raises(CannotListen, match="cannot listen at .*: address already in use; choose another with --metrics"):
+    with pytest.raises(CannotListen, match=r"cannot listen at .*: address already in use; choose another with --metrics"):
         MetricsServer(Metrics(1), str(server.address))
 
 
