@@ -400,6 +400,29 @@ def test_whatever_is_wider_than_the_page_scrolls_by_itself() -> None:
     assert set(re.findall("(<[^<]*>)<table", caught)) == {'<div class="wide">'}
 
 
+def ended_at(label: str, steps: int, level: float = 4.5) -> RunRecord:
+    return make_record(label, result(92.1, "a"), {"pipeline": {"stages": 6}}, story(level=level, steps=steps))
+
+
+def test_the_label_of_a_shorter_run_is_at_the_end_of_its_own_line() -> None:
+    """It stood at the edge of the chart, far from its line, as if that had gone on to there."""
+    runs = [ended_at("long", 150), ended_at("short", 60), ended_at("short too", 60), ended_at("other", 60, level=6.2)]
+    drawn = loss_curves(runs, ["blue", "amber", "teal", "violet"])
+    labels = {
+        name: (float(x), float(y))
+        for x, y, name in re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" class="label [^"]*">(.*?)</text>', drawn)
+    }
+    dots = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="3.5" class="end-dot (\w+)"', drawn)
+    assert [colour for _, _, colour in dots] == ["amber", "teal", "violet"]
+    edge = float(re.findall('x2="([0-9.]+)"', drawn)[0])
+    assert labels["long"][0] > edge
+    for (at, height, _), name in zip(dots, ["short", "short too", "other"], strict=True):
+        assert 0 < labels[name][0] - float(at) < 40
+        assert abs(labels[name][1] - float(height)) < 45
+        assert labels[name][0] < edge
+    assert abs(labels["short"][1] - labels["short too"][1]) >= 17
+
+
 def test_round_ticks_and_labels_apart() -> None:
     assert Axis(4.4, 6.6, 0, 1).ticks() == [4.5, 5.0, 5.5, 6.0, 6.5]
     assert spread([50.0, 50.0, 50.0], 10, 0, 60) == [40, 50, 60]
