@@ -101,7 +101,7 @@ def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
 
 
 def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], x: Axis, y: Axis, colours: Sequence[str]) -> str:
-    """A name at the end of each line. That of a line which ends inside the frame stands there too, a little above it; among names
+    """A name at the end of each line. That of a line that ends inside the frame is there too, a little above it; among names
     that would overlap, some make way.
     """
     ends = [_end(points, x, y) for points in curves]
