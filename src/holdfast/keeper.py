@@ -28,7 +28,7 @@ from holdfast.checkpoint import (
     version_of,
     write_checkpoint,
 )
-from holdfast.claim import StageState
+from holdfast.claim import StageState, version_in
 from holdfast.config import RunConfig, to_toml
 from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, ConfigError, DataError, NothingLeft, SetupError
@@ -162,7 +162,7 @@ class Keeper:
 
         `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
         """
-        version = next(iter(states.values())).version
+        version = version_in(states)
         if self._out is None:
             self._memory, self._newest = states, None
             return
