@@ -1,6 +1,6 @@
 """The chronicle of a run: every event is told with its time, and what was counted and measured becomes the result.
 
-members, engine --event, seconds--> Chronicle --event, virtual time of the run--> observers
+members, engine --event, seconds--> Chronicle --event, time of the run--> observers
                                         |
                      counts, standing, meter  -->  Progress (in a checkpoint), RunResult (at the end)
 """
@@ -18,7 +18,7 @@ from holdfast.checkpoint import version_of
 from holdfast.cluster import Cluster
 from holdfast.config import RunConfig
 from holdfast.evaluate import Evaluation
-from holdfast.event import Event
+from holdfast.event import VIRTUAL, Event
 from holdfast.job import Job
 from holdfast.keeper import Keeper
 from holdfast.progress import Progress
@@ -38,6 +38,7 @@ class Chronicle:
     def __init__(self, config: RunConfig, observers: Sequence[Observer], truth: GroundTruth | None) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self.before = Progress()
+        self.clock = VIRTUAL
         self.counts = Counts()
         self.standing = Standing(config.defence, lambda: Counter(self.before.lies) + self.counts.blamed_workers)
         self.observers: tuple[Observer, ...] = (self.counts, *observers)
@@ -49,7 +50,7 @@ class Chronicle:
         self._steps_since: float | None = None
 
     def tell(self, event: Event, seconds: float = 0.0) -> None:
-        """Pass an event on, in virtual time since the start of the run (a rollback or a resume starts a new clock)."""
+        """Pass an event on, in seconds since the start of the run (a rollback or a resume starts the engine's clock anew)."""
         self.standing.hear(event)
         self._meter.latest_s = max(self._meter.latest_s, seconds)
         at = self.before.virtual_s + self._meter.virtual_s + self._meter.latest_s
@@ -109,6 +110,7 @@ class Chronicle:
             interrupted,
             self._out,
             None if keeper.newest is None else version_of(keeper.newest),
+            self.clock,
         )
         return summarise(run, score, self.counts, meter, self._truth)
 

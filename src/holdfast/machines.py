@@ -24,7 +24,7 @@ import torch
 from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble, Survey
 from holdfast.errors import HoldfastError, NetworkError, StoppedWaiting
-from holdfast.event import Banned, Event, WorkerLost
+from holdfast.event import REAL, Banned, Event, WorkerLost
 from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, RealTime
 from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
@@ -111,6 +111,8 @@ class Machines:
     `memory(worker)` is what the settings give a worker or the initiator, in bytes; what a machine tells of itself may be less.
     `over` is asked at the end whether nobody is needed any more: else nobody is dismissed, and who can come back later will.
     """
+
+    clock = REAL
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class Cast(Company, GroundTruth, Protocol):
 
 
 class Trainer:
-    """One run. `observers` are called with every event and its virtual time, from the thread that runs.
+    """One run. `observers` are called with every event and its time by the run's clock, from the thread that runs.
 
     `cast` puts adversaries and faults around untrusted workers and knows afterwards what they forged; without one everybody
     is honest. `resume` is a run's directory, or one of its checkpoints. `job` is the run's own, prepared and self-tested
@@ -148,6 +148,7 @@ class Trainer:
         self._keeper = keeper = Keeper(self._config, job, self.run_id)
         begun = self._go_on(keeper)
         self._engine = self._open_engine()
+        self._chronicle.clock = self._engine.clock
         if self._stopping:  # before there was an engine that could be told
             self._engine.interrupt()
         states, step, cluster, job = self._train(job, *self._start(job, keeper, begun))

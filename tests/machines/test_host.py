@@ -17,7 +17,7 @@ import pytest
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
 from holdfast.config import resolve, to_toml
-from holdfast.errors import ConfigError, NetworkError, SetupError, StoppedWaiting
+from holdfast.errors import CannotListen, ConfigError, NetworkError, SetupError, StoppedWaiting
 from holdfast.event import CheckpointTaken, CheckpointWritten, Event, Placed, Reseated, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.log import FILE
@@ -133,8 +133,11 @@ def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monk
         Host(resolve(SMALL), tmp_path / "run", Premises(), told.append).engine()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "host").iterdir()} == books
     door = books["door"].decode()
-    with pytest.raises(SetupError, match=door):
-        Host(resolve(SMALL), tmp_path / "new" / "run", Premises(door=door), told.append).engine()
+    for option, premises in {"--door": Premises(door=door), "--wire": Premises(wire=door)}.items():
+        with pytest.raises(
+            CannotListen, match=f"cannot listen at {door}: address already in use; choose another with {option}"
+        ):
+            Host(resolve(SMALL), tmp_path / "new" / "run", premises, told.append).engine()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
     host.close()
     engine.close()

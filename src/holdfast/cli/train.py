@@ -42,12 +42,12 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a model in one run, with or without attackers."""
-    from holdfast.cli.session import clock_of, run_experiment, show_result
+    from holdfast.cli.session import run_experiment, show_result
 
     tables = _tables(config, resume, settings, attack or [], rate, attack_stages)
     resolved = _resolve(tables, assign or [])
     result = run_experiment(resolved, resume=resume, quiet=quiet, verbose=verbose)
-    show_result(result, as_json=as_json, clock=clock_of(resolved))
+    show_result(result, as_json=as_json)
 
 
 def _tables(

@@ -17,7 +17,7 @@ from typing import Any
 import holdfast
 from holdfast.config import resolve
 from holdfast.errors import ConfigError, DataError
-from holdfast.event import SCHEMA, Event, to_record
+from holdfast.event import CLOCKS, REAL, SCHEMA, VIRTUAL, Event, to_record
 from holdfast.plain import fits, from_own_json, from_toml
 from holdfast.report.jsonl import finite, read_report
 from holdfast.result import RunResult
@@ -60,6 +60,11 @@ class RunRecord:
         return int(named if named is not None else len(self.started.get("stages", ())))
 
     @property
+    def clock(self) -> str:
+        """What the run's own clock is called: VIRTUAL, REAL, or both."""
+        return clock_of(self.result, self.config)
+
+    @property
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of each sealed step in order; after a rollback or a resume the later seal counts."""
         return sorted({record["step"]: number(record["loss"]) for record in self.of("StepSealed")}.items())
@@ -88,6 +93,13 @@ class RunRecord:
                 stage = ruling["stage"] if old is None else old.stage
                 found[worker] = Catch(worker, stage, 1 + (old.lies if old else 0), first[0], step, first[1])
         return list(found.values())
+
+
+def clock_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the clock of a run is called by its result, or where that is older and does not say it, by its settings."""
+    usual = VIRTUAL if config.get("pipeline", {}).get("engine", "memory") == "memory" else REAL
+    told = result.get("clock")
+    return told if told in CLOCKS else usual
 
 
 def number(value: Any) -> float:
@@ -139,7 +151,8 @@ def read_run(directory: Path) -> RunRecord:
 
 def read_result(directory: Path) -> RunResult:
     """What the run in `directory` came to, as it was returned then. Raises DataError."""
-    found = read_run(directory).result
+    run = read_run(directory)
+    found = {"clock": run.clock, **run.result}
     kinds = typing.get_type_hints(RunResult)
     values: dict[str, Any] = {
         name: math.nan if value is None and kinds[name] is float else value for name, value in found.items() if name in kinds

@@ -18,6 +18,7 @@ from holdfast.atomic import write_file
 from holdfast.errors import DataError
 from holdfast.plain import from_own_json
 from holdfast.report.jsonl import finite
+from holdfast.report.record import clock_of
 from holdfast.sweep.cell import TRAINING, Scalar, shown
 
 SCHEMA = 1
@@ -50,6 +51,11 @@ class Record:
     @property
     def ok(self) -> bool:
         return self.result is not None
+
+    @property
+    def clock(self) -> str:
+        """What the run's own clock is called."""
+        return clock_of(self.result or {}, self.tables)
 
     @property
     def name(self) -> str:
