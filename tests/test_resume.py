@@ -242,7 +242,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_its_own_exit_code(
     tiny: dict[str, Any], whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, config = tmp_path / "run", tmp_path / "run.toml"
-    from holdfast.config import to_toml
+    from holdfast.toml import to_toml
 
     config.write_text(to_toml(Experiment(**tiny).config))
     tell = Chronicle.tell

@@ -14,11 +14,12 @@ import pytest
 from holdfast import Experiment
 from holdfast.chronicle import Chronicle
 from holdfast.cli.main import main
-from holdfast.config import resolve, to_toml
+from holdfast.config import resolve
 from holdfast.errors import ConfigError
 from holdfast.event import Event, StepSealed
 from holdfast.evidence.log import FILE, EvidenceLog, is_in_use
 from holdfast.host import Host, Premises
+from holdfast.toml import to_toml
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",

@@ -29,7 +29,7 @@ from holdfast.checkpoint import (
     write_checkpoint,
 )
 from holdfast.claim import StageState, version_in
-from holdfast.config import RunConfig, to_toml
+from holdfast.config import RunConfig
 from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, ConfigError, DataError, NothingLeft, SetupError
 from holdfast.evidence.log import FILE, check_end
@@ -42,6 +42,7 @@ from holdfast.report.jsonl import read_report
 from holdfast.report.record import read_result
 from holdfast.restore import advised, check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
+from holdfast.toml import to_toml
 
 States = Mapping[int, StageState]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.event import Event, Joined, RolledBack, StepRestarted, StepSealed, TakenOver, WorkerLost
 from holdfast.machines import Machines
 from holdfast.message import BeginStep, Deploy, Envelope, SendState
@@ -21,6 +21,7 @@ from holdfast.settings import merge
 from holdfast.stage import ARCHIVE
 from holdfast.station import CUT_OFF
 from holdfast.testing.chaos import Chaos, Kills, Lines, Spared, losses
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
 
 SMALL: dict[str, Any] = {

@@ -16,13 +16,14 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
-from holdfast.config import resolve, to_toml
+from holdfast.config import resolve
 from holdfast.errors import CannotListen, ConfigError, NetworkError, SetupError, StoppedWaiting
 from holdfast.event import CheckpointTaken, CheckpointWritten, Event, Placed, Reseated, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.report.tally import tell
+from holdfast.toml import to_toml
 from holdfast.verify import referee
 
 from .hosted import PATIENCE_S, SMALL, Opened, Visitor, free_port, wait_for
