@@ -196,6 +196,14 @@ def test_a_second_interrupt_has_a_last_word(
     assert status(capsys, out) == "intact"
 
 
+@pytest.mark.parametrize("name", ["run.json", "report.html", "holdfast.log"])
+def test_a_folder_where_a_file_will_be_written_is_found_at_once(run: Path, refused: Refused, name: str) -> None:
+    """The steps were made, and then there was nowhere to write what they came to."""
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert f"{run / name} is a folder" in refused("--steps", "6")
+
+
 # -- nothing left ----------------------------------------------------------------------------------------------------------
 
 

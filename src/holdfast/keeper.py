@@ -46,6 +46,9 @@ from holdfast.toml import to_toml
 
 States = Mapping[int, StageState]
 
+WRITTEN = ("holdfast.log", "run.json", "report.html")
+"""What else a run writes, and nobody reads before it is written."""
+
 log = logging.getLogger("holdfast.checkpoints")
 
 
@@ -129,6 +132,9 @@ class Keeper:
 
     def _check_records(self, out: Path) -> None:
         """What is going to be continued is read now: a checkpoint that has been given up for it does not come back."""
+        for path in (out / name for name in WRITTEN):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder, and the run writes a file of that name; move it away, and go on then")
         report = out / "report.jsonl"
         if report.exists() or report.is_symlink():
             read_report(report)
