@@ -72,7 +72,7 @@ moments, fatal = [], None
 
 def now(name):
     moments.append(name)
-    if len(moments) - 1 == fatal:
+    if fatal is not None and len(moments) > fatal:  # checkpoints are written by another thread, which counts too
         os.kill(os.getpid(), signal.SIGKILL)
 
 def mortal(owner, name):

@@ -198,7 +198,7 @@ class Station:
                 envelope = self._link.receive(TURN_S)
                 self._look_after_host()
                 if envelope is None:
-                    if alone:
+                    if alone and self._alone:
                         raise NetworkError(alone)
                     continue
                 if isinstance(envelope.message, ORDERS):
@@ -212,10 +212,16 @@ class Station:
             self._room.stir()
 
     def _look_after_host(self) -> None:
-        """Without its coordinator a station is of no use to anybody: it ends, and may be started anew."""
+        """Without its coordinator a station is of no use to anybody: it ends, and may be started anew. Who was refused because
+        it came too early, and then let in, goes on.
+        """
         for notice in self._link.notices():
-            if notice.process == self._part.host and notice.kind in ("lost", "refused"):
+            if notice.process != self._part.host:
+                continue
+            if notice.kind in ("lost", "refused"):
                 self._alone = cut_off(notice)
+            elif notice.kind == "up":
+                self._alone = ""
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

@@ -32,9 +32,6 @@ from holdfast.verify.referee import judge, misstates
 
 from .hosted import PATIENCE_S, SMALL, Opened, Visitor, free_port, wait_for
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Python leaves a TLS client's socket to the garbage collector where the door shuts before the handshake: they knock often."""
-
 CHANGES: dict[str, Any] = {"training": {"steps": 9}, "output": {"checkpoint_every": 4}}
 FATAL = 6
 

@@ -16,10 +16,14 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
+from holdfast.admission.door import Door
+from holdfast.admission.roster import FILE as ROSTER
+from holdfast.admission.roster import Offer, Roster
 from holdfast.config import resolve
 from holdfast.errors import CannotListen, ConfigError, NetworkError, SetupError, StoppedWaiting
 from holdfast.event import CheckpointTaken, CheckpointWritten, Event, Placed, Reseated, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
+from holdfast.evidence.identity import derived
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.report.tally import tell
@@ -143,6 +147,32 @@ def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monk
     host.close()
     engine.close()
     assert len([line for line in told if "holdfast join" in line]) == 1
+
+
+def test_who_was_let_in_before_is_known_at_the_wire_before_the_door_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that wait for a host knock at once: they were strangers at the wire, and had to knock again."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    known: list[set[str]] = []
+    start = Door.start
+
+    async def look(door: Door) -> Any:
+        assert host._machines is not None
+        known.append({end.process for end in host._machines._expected})
+        return await start(door)
+
+    monkeypatch.setattr(Door, "start", look)
+    for _ in range(2):
+        host = Host(resolve(SMALL), tmp_path / "run", Premises(), lambda _line: None)
+        engine = host.engine()
+        host.close()
+        engine.close()
+        roster = Roster(tmp_path / "run" / "host" / ROSTER)
+        if roster.get("w1") is None:
+            roster.enrol(derived(1, "one").public, Offer())
+            roster.flush()
+    assert known == [set(), {"w1"}]
 
 
 def test_what_status_shows_is_in_the_words_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

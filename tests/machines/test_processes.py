@@ -22,7 +22,11 @@ from .hosted import PATIENCE_S, wait_for
 @pytest.mark.timeout(280)
 def test_attacked_and_crashed_processes_give_the_result_of_memory(tmp_path: Path) -> None:
     """Who has crashed stays away, as in memory: else what it still lies about is up to the clock."""
-    against = {"restart_workers": False, "attack": ["sign-flip,rate=0.7"], "faults": ["crash stage=2 step=3 at=backward"]}
+    against = {
+        "machines": {"restart_workers": False},
+        "attack": ["sign-flip,rate=0.7"],
+        "faults": ["crash stage=2 step=3 at=backward"],
+    }
     want = Experiment(SMALL, **against).run()
     got = Experiment(SMALL, **against, engine="processes", out=str(tmp_path / "run")).run()
     clean = Experiment(SMALL).run()
