@@ -49,6 +49,9 @@ States = Mapping[int, StageState]
 WRITTEN = ("holdfast.log", "run.json", "report.html")
 """What else a run writes, and nobody reads before it is written."""
 
+BASE = "base"
+"""In a run's directory, the model that was made from scratch and that the run's adapters are for."""
+
 log = logging.getLogger("holdfast.checkpoints")
 
 
@@ -266,15 +269,34 @@ class Keeper:
         job = self._job
         if job.lora is None:
             return model_writer(job.source.config, weights, job.tokenizer)
-        lora, files = job.lora, job.source.files
-        base = str(files.directory.resolve()) if isinstance(files, LocalFiles) else job.source.name
+        lora, base, write_base = job.lora, *self._base(weights)
         adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
 
         def write(path: Path) -> None:
+            write_base()
             save_adapter(path, lora, adapters, base)
             job.tokenizer.save_pretrained(path)
 
         return write
+
+    def _base(self, weights: Mapping[str, Tensor]) -> tuple[str, Callable[[], None]]:
+        """What an adapter is for, by the name that `peft` takes, and what writes it down where it is nowhere else."""
+        source = self._job.source
+        if isinstance(source.files, LocalFiles):
+            return str(source.files.directory.resolve()), lambda: None
+        if source.files is not None or self._out is None:
+            return source.name, lambda: None
+        target = self._out / BASE
+        if target.is_dir():
+            return str(target.resolve()), lambda: None
+        writer = model_writer(source.config, weights, self._job.tokenizer)
+
+        def write() -> None:
+            if not target.is_dir():
+                with new_directory(target) as partial:
+                    writer(partial)
+
+        return str(target.resolve()), write
 
 
 def _digest(state: StageState, sealed: bytes | None) -> str:

@@ -19,7 +19,7 @@ from holdfast.errors import DataError
 from holdfast.plain import from_own_json
 from holdfast.report.jsonl import finite
 from holdfast.report.record import clock_of
-from holdfast.sweep.cell import TRAINING, Scalar, shown
+from holdfast.sweep.cell import TRAINING, Scalar, in_words
 
 SCHEMA = 1
 LINES = "cells.jsonl"
@@ -59,7 +59,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        return ", ".join(f"{axis} {shown(value)}" for axis, value in self.axes.items())
+        return in_words(self.axes)
 
 
 def packed(record: Record) -> dict[str, Any]:
