@@ -262,7 +262,7 @@ class Scraper:
             self.found.append(scrape(self.experiment.metrics))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(280)
 @pytest.mark.parametrize("engine", ["memory", "processes"])
 def test_a_run_can_be_watched(engine: str, tmp_path: Path) -> None:
     scraper = Scraper()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
-from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
+from holdfast.config import AttackConfig, RunConfig, resolve
 from holdfast.engine import Engine, clock_of
 from holdfast.errors import ConfigError, NothingLeft
 from holdfast.event import REAL, Event
@@ -33,6 +33,7 @@ from holdfast.report import (
 from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
+from holdfast.toml import read_toml, to_toml
 from holdfast.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -148,6 +148,7 @@ class Host:
                 over=lambda: self._over,
             )
             self._machines = machines
+            machines.refresh()  # who was let in before knocks at once, and may come in when the door says so
             certificate = authority.credentials(DOOR, self.identity)
             before = _door_before(books / DOOR_FILE)
             at = _as_before(self._premises.door, before)

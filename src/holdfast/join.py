@@ -31,7 +31,7 @@ from holdfast.machines import HOST, TRUSTED
 from holdfast.message import Present
 from holdfast.partition.memory import available_memory
 from holdfast.speed import measure_speed
-from holdfast.station import ANYTIME, CUT_OFF, DISMISSED, Part, Station, cut_off, numerics_of
+from holdfast.station import ANYTIME, CUT_OFF, DISMISSED, Part, Station, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
 
@@ -135,6 +135,11 @@ class Guest:
         if self._station is not None:
             self._station.stop("stopped here")
 
+    def _look(self) -> None:
+        """The commentary hears what the station has to do."""
+        if self._station is not None:
+            self._commentary.look(self._station.seated)
+
     def _offer(self) -> Offer:
         device = self._machine.device
         free = self._machine.memory_bytes or available_memory() or 0
@@ -159,12 +164,11 @@ class Guest:
         said = offer.device, offer.numerics, offer.memory_bytes, offer.speed
         present = Present(transport.address, *said, self._kept.announced)
         sign = partial(sign_header, identity=self._identity)
-        watch = _Watch(transport, self._commentary)
-        part = Part(name, present, HOST, self._machine.device, sign, after_turn=watch.look, kept=self._kept)
+        part = Part(name, present, HOST, self._machine.device, sign, after_turn=self._look, kept=self._kept)
         station = Station(part, transport)
         try:
             transport.know([Endpoint(HOST, TRUSTED, str(wire))])
-            watch.station = self._station = station
+            self._station = station
             if self._stopped.is_set():
                 station.stop("stopped here")
             return self._end(station, station.run())
@@ -177,22 +181,6 @@ class Guest:
 
 class _Stopped(Exception):
     pass
-
-
-class _Watch:
-    """Ends a station whose host is gone, or has put it out; until then the commentary hears what it has to do."""
-
-    def __init__(self, transport: GrpcTransport, commentary: Commentary) -> None:
-        self.station: Station | None = None
-        self._transport = transport
-        self._commentary = commentary
-
-    def look(self) -> None:
-        if self.station is not None:
-            self._commentary.look(self.station.seated)
-        for notice in self._transport.notices():
-            if notice.process == HOST and notice.kind in ("lost", "refused") and self.station is not None:
-                self.station.stop(cut_off(notice))
 
 
 def _shown(listen: str | None) -> str | None:

@@ -28,8 +28,8 @@ from holdfast.checkpoint import (
     version_of,
     write_checkpoint,
 )
-from holdfast.claim import StageState
-from holdfast.config import RunConfig, to_toml
+from holdfast.claim import StageState, version_in
+from holdfast.config import RunConfig
 from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, ConfigError, DataError, NothingLeft, SetupError
 from holdfast.evidence.log import FILE, check_end
@@ -42,8 +42,12 @@ from holdfast.report.jsonl import read_report
 from holdfast.report.record import read_result
 from holdfast.restore import advised, check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
+from holdfast.toml import to_toml
 
 States = Mapping[int, StageState]
+
+WRITTEN = ("holdfast.log", "run.json", "report.html")
+"""What else a run writes, and nobody reads before it is written."""
 
 BASE = "base"
 """In a run's directory, the model that was made from scratch and that the run's adapters are for."""
@@ -131,6 +135,9 @@ class Keeper:
 
     def _check_records(self, out: Path) -> None:
         """What is going to be continued is read now: a checkpoint that has been given up for it does not come back."""
+        for path in (out / name for name in WRITTEN):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder, and the run writes a file of that name; move it away, and go on then")
         report = out / "report.jsonl"
         if report.exists() or report.is_symlink():
             read_report(report)
@@ -165,7 +172,7 @@ class Keeper:
 
         `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
         """
-        version = next(iter(states.values())).version
+        version = version_in(states)
         if self._out is None:
             self._memory, self._newest = states, None
             return

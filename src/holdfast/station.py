@@ -108,14 +108,16 @@ class Station:
             try:
                 self._say(self._part.present)
                 while self._over is None:
+                    failure = self._failure  # before the orders: those that came until then are obeyed first
                     while self._orders:
                         self._obey(self._orders.popleft())
-                    if self._over is None:
-                        self._room.turn(TURN_S)
-                        self._part.after_turn()
-                        self._look_after_kept()
-                    if self._failure is not None and self._over is None:
-                        raise self._failure
+                    if self._over is not None:
+                        break
+                    if failure is not None:
+                        raise failure
+                    self._room.turn(TURN_S)
+                    self._part.after_turn()
+                    self._look_after_kept()
             finally:
                 self._over = self._over or "failed"
                 reader.join()
@@ -192,11 +194,12 @@ class Station:
     def _read(self) -> None:
         try:
             while self._over is None:
+                alone = self._alone  # what the host said before it went is there by now
                 envelope = self._link.receive(TURN_S)
                 self._look_after_host()
                 if envelope is None:
-                    if self._alone:  # and all that it has said before has been read
-                        raise NetworkError(self._alone)
+                    if alone and self._alone:
+                        raise NetworkError(alone)
                     continue
                 if isinstance(envelope.message, ORDERS):
                     if envelope.sender == COORDINATOR:
@@ -209,10 +212,16 @@ class Station:
             self._room.stir()
 
     def _look_after_host(self) -> None:
-        """Without its coordinator a station is of no use to anybody: it ends, and may be started anew."""
+        """Without its coordinator a station is of no use to anybody: it ends, and may be started anew. Who was refused because
+        it came too early, and then let in, goes on.
+        """
         for notice in self._link.notices():
-            if notice.process == self._part.host and notice.kind in ("lost", "refused"):
+            if notice.process != self._part.host:
+                continue
+            if notice.kind in ("lost", "refused"):
                 self._alone = cut_off(notice)
+            elif notice.kind == "up":
+                self._alone = ""
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

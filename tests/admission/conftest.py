@@ -49,7 +49,7 @@ class Loop:
         self.thread.start()
 
     def run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(120)
 
     def close(self) -> None:
         self.run(self.loop.shutdown_default_executor())

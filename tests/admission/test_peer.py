@@ -30,7 +30,7 @@ HOST = derived(0, "host")
 
 
 def at(port: int, **options: Any) -> Sight:
-    return look(parse_address(f"127.0.0.1:{port}"), **options)
+    return look(parse_address(f"127.0.0.1:{port}"), **{"timeout_s": 60.0, **options})
 
 
 @contextmanager
@@ -139,9 +139,9 @@ def test_somebody_who_says_nothing() -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    sight = at(port)
+    with socket.socket() as taken:  # the port is held, and nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        sight = at(taken.getsockname()[1])
     assert (sight.what, sight.fit, sight.round_trip_s) == ("nothing", False, None)
     assert sight.detail.startswith("refused")
 
@@ -161,7 +161,7 @@ def test_each_reason_has_its_words(monkeypatch: pytest.MonkeyPatch, error: OSErr
         raise error
 
     monkeypatch.setattr(peer.socket, "create_connection", refuse)
-    assert told in at(1).detail
+    assert told in at(1, timeout_s=5.0).detail
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -182,12 +182,13 @@ def test_the_command(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_where_nothing_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    code, _, err = command(capsys, "--peer", address)
-    assert code == 4
-    assert err.startswith(f"error: {address}: refused")
-    code, out, _ = command(capsys, "--peer", address, "--json")
+    with socket.socket() as taken:  # the port is held, and nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = command(capsys, "--peer", address)
+        assert code == 4
+        assert err.startswith(f"error: {address}: refused")
+        code, out, _ = command(capsys, "--peer", address, "--json")
     assert (code, json.loads(out)["passed"], json.loads(out)["round_trip_ms"]) == (4, False, None)
 
 

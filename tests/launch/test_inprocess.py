@@ -1,5 +1,7 @@
 """The loop on toy actors: order, virtual time, deaths, stalls, timers, and the same run twice."""
 
+import time
+
 import pytest
 
 from holdfast.claim import ClaimKey, Direction
@@ -128,11 +130,12 @@ def test_the_same_seed_gives_the_same_run():
 
 
 def test_wall_time_is_counted_by_kind_of_work():
+    began = time.perf_counter()
     loop = start([Toy("a")])
     loop.inject([seal("a", 7)])
     until_quiet(loop)
     assert list(loop.seconds_by_kind) == ["step7"]
-    assert 0 < loop.seconds_by_kind["step7"] < 1
+    assert 0 < loop.seconds_by_kind["step7"] < time.perf_counter() - began
 
 
 # -- death -----------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class Heard:
 
 
 def until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not done():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.01)

@@ -26,7 +26,7 @@ from holdfast.station import ANYTIME, Part, Station
 from holdfast.transport import Traffic, wire_bytes
 from holdfast.transport.endpoint import Endpoint, Notice
 
-from .hosted import Visitor
+from .hosted import PATIENCE_S, Visitor, wait_for
 
 
 class Hub:
@@ -104,24 +104,32 @@ class End:
 class Threads:
     """A `Crew` whose machines are threads; `kill` lets one vanish, as if its plug were pulled.
 
-    The first machine of who `stumbles` says that it is there and vanishes (for good if it `stays_away`); who is in `slow_s`
-    takes so long to be deployed. `memory` is what machines tell of theirs; with an `open_door` anybody may still come, but
-    who is `unplugged`.
+    The first machine of who `stumbles` says that it is there and vanishes (for good if it `stays_away`); who is in `ready` is
+    deployed when that has come true of the engine. `memory` is what machines tell of theirs; with an `open_door` anybody may
+    still come, but who is `unplugged`.
     """
 
-    def __init__(self, config: RunConfig, hub: Hub, ended: Callable[[str, str], None], troupe: Troupe | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        hub: Hub,
+        ended: Callable[[str, str], None],
+        troupe: Troupe | None,
+        engine: Callable[[], Machines],
+    ) -> None:
         self.starts: list[str] = []
         self.fenced: list[str] = []
         self.stumbles: set[str] = set()
         self.stays_away: set[str] = set()
         self.unplugged: set[str] = set()
-        self.slow_s: dict[str, float] = {}
+        self.ready: dict[str, Callable[[Machines], bool]] = {}
         self.memory: dict[str, int] = {}
         self.open_door = False
         self._config = config
         self._hub = hub
         self._ended = ended
         self._troupe = troupe
+        self._engine = engine
         self._stations: dict[str, tuple[Station, threading.Thread]] = {}
 
     def gather(self, names: Sequence[str]) -> None:
@@ -136,15 +144,13 @@ class Threads:
         if name in self.stumbles:
             self.stumbles.discard(name)
             end.send(Envelope(name, COORDINATOR, Present(end.me.address, "cpu", "native")))
-            threading.Timer(0.2, self._vanish, (name,)).start()
-            if name not in self.stays_away:
-                threading.Timer(0.6, self.start, (name,)).start()
+            threading.Thread(target=self._stumble, args=(name,), daemon=True).start()
             return
         sign = partial(sign_header, identity=derived(self._config.training.seed, name))
         played: Callable[[Actor], Actor] = (lambda actor: actor) if self._troupe is None else self._troupe.play
 
         def play(actor: Actor) -> Actor:
-            time.sleep(self.slow_s.get(name, 0.0))
+            wait_for(lambda: self.ready.get(name, lambda _: True)(self._engine()))
             return played(actor)
 
         present = Present(end.me.address, "cpu", "native", self.memory.get(name, 0))
@@ -154,9 +160,12 @@ class Threads:
         self._stations[name] = station, thread
         thread.start()
 
-    def _vanish(self, name: str) -> None:
+    def _stumble(self, name: str) -> None:
+        wait_for(lambda: name in self._engine()._present)
         self._hub.cut.add(name)
         self._ended(name, "its process ended by SIGKILL")
+        if name not in self.stays_away:
+            self.start(name)
 
     def kill(self, name: str) -> None:
         station, _ = self._stations.pop(name)
@@ -188,7 +197,7 @@ class Threads:
     def close(self) -> None:
         for station, _ in list(self._stations.values()):
             station.stop("closed")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         for _, thread in list(self._stations.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -201,14 +210,14 @@ class InThreads:
     ) -> None:
         self.hub = Hub()
         self.prepare = prepare
-        self.patience = Patience(20.0, 20.0, 2.0, 20.0)
+        self.patience = Patience(PATIENCE_S, PATIENCE_S, 2.0, PATIENCE_S)
         self.config = config
         self.troupe = troupe
         self.crew: Threads | None = None
 
     def open(self) -> Machines:
         def crew(ended: Callable[[str, str], None]) -> Threads:
-            self.crew = Threads(self.config, self.hub, ended, self.troupe)
+            self.crew = Threads(self.config, self.hub, ended, self.troupe, lambda: self.machines)
             if self.prepare is not None:
                 self.prepare(self.crew)
             return self.crew

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
 import socket
 import threading
@@ -14,6 +17,7 @@ from holdfast import Experiment
 from holdfast.admission.invite import Invite
 from holdfast.cluster import Cluster
 from holdfast.config import RunConfig, resolve
+from holdfast.event import Event
 from holdfast.host import Host, Premises
 from holdfast.join import Guest, Machine
 from holdfast.result import RunResult
@@ -23,14 +27,35 @@ from . import alike
 SMALL: dict[str, Any] = {**alike.SMALL, "training": {"steps": 12}, "output": {"checkpoint_every": 4}}
 
 
+PATIENCE_S = 200.0
+"""How long something may take that comes for sure: a machine may stand still for a while."""
+
+PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)
+"""Below those that the system gives to whoever asks for any: nobody who dials gets one by chance while nobody listens there."""
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Another one each time."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("unreachable")
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What `found` finds, once it finds something."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if got := found():
+            return got
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
 
 
 class Opened:
-    """A host in a thread of its own; `prepare` is called with each cluster, before its first step."""
+    """A host in a thread of its own; `prepare` is called with each cluster, before its first step, `at` with each event: the
+    run goes on when they are done.
+    """
 
     def __init__(
         self,
@@ -38,13 +63,15 @@ class Opened:
         premises: Premises = Premises(uses=4),  # noqa: B008  # frozen
         *,
         prepare: Callable[[Cluster], None] = lambda _cluster: None,
+        at: Callable[[Event], None] = lambda _event: None,
         **changes: Any,
     ) -> None:
         self.told: list[str] = []
         config: RunConfig = resolve({**SMALL, "output": {**SMALL["output"], "dir": str(out)}, **changes})
         resume = out if (out / "config.toml").is_file() else None
         self.host = Host(config, out, premises, self.told.append)
-        self.experiment = Experiment(config, observers=(self.host.observe,), resume=resume, host=self.host)
+        observers = (self.host.observe, lambda event, _seconds: at(event))
+        self.experiment = Experiment(config, observers=observers, resume=resume, host=self.host)
         self.experiment._trainer._deployed = prepare
         self.result: RunResult | None = None
         self.error: BaseException | None = None
@@ -60,20 +87,22 @@ class Opened:
             self.host.close()
 
     def invite(self) -> Invite:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            for line in list(self.told):
-                found = re.search(r"holdfast1:\S+", line)
-                if found:
-                    return Invite.parse(found[0])
+        def told() -> list[str]:
             assert self.error is None, self.error
-            time.sleep(0.02)
-        raise AssertionError("no invite was told")
+            return re.findall(r"holdfast1:\S+", " ".join(self.told))
+
+        return Invite.parse(wait_for(told)[0])
+
+    @property
+    def deployed(self) -> frozenset[str]:
+        """The machines that play their part."""
+        assert self.host._machines is not None
+        return self.host._machines.deployed
 
     def end(self) -> RunResult:
-        self.thread.join(60)
+        self.thread.join(PATIENCE_S)
         assert self.error is None, self.error
-        assert self.result is not None
+        assert self.result is not None, "the run is not over"
         return self.result
 
 
@@ -85,7 +114,7 @@ class Visitor:
         self.told: list[str] = []
         self.reason: str | None = None
         self.error: BaseException | None = None
-        self.guest = Guest(invite, Machine(**{"home": home, "patience_s": 20.0, **machine}), self.told.append)
+        self.guest = Guest(invite, Machine(**{"home": home, "patience_s": PATIENCE_S, **machine}), self.told.append)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -97,5 +126,5 @@ class Visitor:
 
     def end(self) -> None:
         self.guest.stop()
-        self.thread.join(30)
+        self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()

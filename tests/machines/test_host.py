@@ -16,19 +16,24 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
-from holdfast.config import resolve, to_toml
+from holdfast.admission.door import Door
+from holdfast.admission.roster import FILE as ROSTER
+from holdfast.admission.roster import Offer, Roster
+from holdfast.config import resolve
 from holdfast.errors import CannotListen, ConfigError, NetworkError, SetupError, StoppedWaiting
-from holdfast.event import CheckpointTaken, CheckpointWritten, Placed, StepSealed, WorkerLost
+from holdfast.event import CheckpointTaken, CheckpointWritten, Event, Placed, Reseated, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
+from holdfast.evidence.identity import derived
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.report.tally import tell
+from holdfast.toml import to_toml
 from holdfast.verify import referee
 
-from .hosted import SMALL, Opened, Visitor, free_port
+from .hosted import PATIENCE_S, SMALL, Opened, Visitor, free_port, wait_for
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visitors: list[Visitor]) -> None:
     run = tmp_path / "run"
     opened = Opened(run)
@@ -38,7 +43,7 @@ def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visit
     result = opened.end()
     assert result.weights_digest == Experiment(SMALL).run().weights_digest
     for visitor in visitors:
-        visitor.thread.join(10)
+        visitor.thread.join(PATIENCE_S)
         assert visitor.reason == "the run is over"
         (seated,) = [line for line in visitor.told if line.startswith("this machine carries")]
         assert re.search(r"carries layers? [-0-9]+ \(stage [12]\).*; the run is at step 0 of 12$", seated)
@@ -49,46 +54,59 @@ def test_machines_join_and_the_weights_are_those_of_memory(tmp_path: Path, visit
     assert not control_path(run).exists()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_third_machine_is_a_spare_that_relieves_who_was_left_with_two_stages(tmp_path: Path, visitors: list[Visitor]) -> None:
-    opened = Opened(tmp_path / "run", training={"steps": 40})
+    """Once all three are there and step 3 is sealed, w1 leaves in good order; w3 has its place in the end."""
+
+    def at(event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 3:
+            wait_for(lambda: len(opened.deployed) == 3)
+            assert len(ask(control_path(tmp_path / "run"), "status")["members"]) == 3
+            next(visitor for visitor in visitors if any("let in as w1;" in line for line in visitor.told)).end()
+            wait_for(lambda: len(opened.deployed) == 2)
+        events.append(event)
+
+    events: list[Event] = []
+    opened = Opened(tmp_path / "run", at=at)
     invite = opened.invite()
     visitors += [Visitor(invite, tmp_path / name) for name in "abc"]
-    while not any(len(ask(control_path(tmp_path / "run"), "status")["members"]) == 3 for _ in range(1)):
-        time.sleep(0.05)
-    while ask(control_path(tmp_path / "run"), "status")["step"] < 3:
-        time.sleep(0.05)
-    visitors[0].end()  # it leaves in good order
     result = opened.end()
-    clean = Experiment({**SMALL, "training": {"steps": 40}}).run()
-    assert result.weights_digest == clean.weights_digest
+    assert result.weights_digest == Experiment(SMALL).run().weights_digest
     assert result.steps_restarted == result.rollbacks == 0
+    assert [event.worker for event in events if isinstance(event, WorkerLost)] == ["w1"]
+    assert set([event for event in events if isinstance(event, Reseated)][-1].primaries) == {"initiator", "w2", "w3"}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_host_that_was_stopped_goes_on_with_the_machines_and_the_invites_that_it_had(
     tmp_path: Path, visitors: list[Visitor]
 ) -> None:
     """Nobody is dismissed before the run is over; the door is where invites say that it is, also where any port would do."""
-    run, steps = tmp_path / "run", {"steps": 40}
-    first = Opened(run, training=steps)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 3:
+            first.experiment.stop()
+
+    def let_another_in(event: Event) -> None:
+        if isinstance(event, StepSealed) and event.step == 6:
+            wait_for(lambda: len(again.deployed) == 3)
+
+    run = tmp_path / "run"
+    first = Opened(run, at=stop)
     invite = first.invite()
     visitors += [Visitor(invite, tmp_path / name) for name in "ab"]
-    while not control_path(run).exists() or ask(control_path(run), "status")["step"] < 3:
-        assert first.error is None, first.error
-        time.sleep(0.05)
-    first.experiment.stop()
-    assert first.end().interrupted
+    stopped = first.end()
+    assert (stopped.steps, stopped.interrupted) == (4, True)
     assert [visitor.thread.is_alive() for visitor in visitors] == [True, True]
-    again = Opened(run, training=steps)
+    again = Opened(run, at=let_another_in)
     assert again.invite().doors == invite.doors
     assert any("earlier invites still open what they did" in line for line in again.told)
     visitors.append(Visitor(invite, tmp_path / "c"))
     result = again.end()
-    assert (result.steps, result.interrupted) == (40, False)
-    assert result.weights_digest == Experiment({**SMALL, "training": steps}).run().weights_digest
+    assert (result.steps, result.interrupted) == (12, False)
+    assert result.weights_digest == Experiment(SMALL).run().weights_digest
     for visitor in visitors:
-        visitor.thread.join(20)
+        visitor.thread.join(PATIENCE_S)
         assert visitor.reason == "the run is over", visitor.told
     assert any(line.startswith("let in as") for line in visitors[2].told)
 
@@ -129,6 +147,32 @@ def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monk
     host.close()
     engine.close()
     assert len([line for line in told if "holdfast join" in line]) == 1
+
+
+def test_who_was_let_in_before_is_known_at_the_wire_before_the_door_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that wait for a host knock at once: they were strangers at the wire, and had to knock again."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    known: list[set[str]] = []
+    start = Door.start
+
+    async def look(door: Door) -> Any:
+        assert host._machines is not None
+        known.append({end.process for end in host._machines._expected})
+        return await start(door)
+
+    monkeypatch.setattr(Door, "start", look)
+    for _ in range(2):
+        host = Host(resolve(SMALL), tmp_path / "run", Premises(), lambda _line: None)
+        engine = host.engine()
+        host.close()
+        engine.close()
+        roster = Roster(tmp_path / "run" / "host" / ROSTER)
+        if roster.get("w1") is None:
+            roster.enrol(derived(1, "one").public, Offer())
+            roster.flush()
+    assert known == [set(), {"w1"}]
 
 
 def test_what_status_shows_is_in_the_words_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,17 +267,17 @@ def test_an_address_that_others_reach_must_be_meant(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_machine_of_another_numerics_class_is_refused_and_told_why(
     tmp_path: Path, visitors: list[Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.join.numerics_of", lambda _device: "native, float32, cuda Something, torch 9, threads 1")
     opened = Opened(tmp_path / "run")
     visitor = Visitor(opened.invite(), tmp_path / "a")
-    visitor.thread.join(30)
+    visitor.thread.join(PATIENCE_S)
     assert isinstance(visitor.error, NetworkError)
     assert "another numerics class" in str(visitor.error)
     opened.experiment.stop()  # nobody is there: it does not wait any longer
-    opened.thread.join(30)
+    opened.thread.join(PATIENCE_S)
     assert isinstance(opened.error, StoppedWaiting)
     assert any("refused at the door" in line and "offer" in line for line in opened.told)

@@ -12,13 +12,16 @@ import pytest
 from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.claim import ClaimKey, Direction
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.event import Event, Joined, Paused, Placed, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
 from holdfast.message import Accepted, Envelope, Loss, Seal, SendState, Tally
 from holdfast.placement.load import Needs
 from holdfast.result import RunResult
 from holdfast.settings import merge, split_attack
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
+
+from .hosted import wait_for
 
 SMALL: dict[str, Any] = {
     "model": {"name": "gpt2:layers=5,width=32,heads=2"},
@@ -30,7 +33,7 @@ SMALL: dict[str, Any] = {
 
 def config_of(**changes: Any) -> RunConfig:
     attacks = [split_attack(attack) for attack in changes.pop("attack", ())]
-    assignments = [f"defence.deadline_s={changes.pop('deadline_s', 4.0)}"]
+    assignments = [f"defence.deadline_s={changes.pop('deadline_s', 60.0)}"]
     return resolve(assign({**merge(SMALL, changes), "attack": tuple(attacks)}, assignments))
 
 
@@ -41,7 +44,7 @@ def in_memory(config: RunConfig) -> RunResult:
 
 
 class Run:
-    """One run over machines in threads; `at` is called with each event."""
+    """One run over machines in threads; `at` is called with each event, and the run goes on when it is done."""
 
     def __init__(self, config: RunConfig, in_threads: Any, at: Any = None, prepare: Any = None) -> None:
         troupe = Troupe(config) if config.attack or config.faults else None
@@ -59,6 +62,10 @@ class Run:
 
     def of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def await_deployed(self, *names: str) -> None:
+        """However short the run, it lasts until they are there."""
+        wait_for(lambda: set(names) <= self.stage.machines.deployed)
 
 
 @pytest.mark.parametrize("defence", ["duplicate", "none", "spot-check"])
@@ -95,6 +102,8 @@ def test_a_killed_machine_is_taken_over_and_comes_back(in_threads: Any) -> None:
             run.stage.crew.kill("w2")
         if isinstance(event, TakenOver):
             run.stage.crew.start("w2")
+        if isinstance(event, StepSealed) and event.step == 3:
+            run.await_deployed("w2")
 
     run = Run(config_of(), in_threads, kill)
     assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
@@ -108,7 +117,7 @@ def test_a_silent_machine_counts_as_lost_by_the_deadline(in_threads: Any) -> Non
         if isinstance(event, StepSealed) and event.step == 1:
             run.stage.crew.freeze("w2")
 
-    run = Run(config_of(deadline_s=1.0), in_threads, freeze)
+    run = Run(config_of(deadline_s=3.0), in_threads, freeze)
     assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
     assert run.stage.crew.fenced == ["w2"], "who is lost to the run must not go on somewhere"
     assert run.result.weights_digest == in_memory(config_of()).weights_digest
@@ -125,7 +134,7 @@ def test_a_machine_that_dies_before_it_has_its_part_gets_it_when_it_is_back(in_t
     """w3 is still getting ready when w2 is there again, so nobody has to be lost."""
 
     def prepare(crew: Any) -> None:
-        crew.stumbles, crew.slow_s = {"w2"}, {"w3": 3.0}
+        crew.stumbles, crew.ready = {"w2"}, {"w3": lambda machines: "w2" in machines.deployed}
 
     run = Run(config_of(), in_threads, prepare=prepare)
     assert run.of(WorkerLost) == []
@@ -137,7 +146,8 @@ def test_a_machine_that_is_gone_before_it_has_its_part_is_taken_over(in_threads:
     """Its stage was sent to nobody yet, and its shadow's machine has it from the start."""
 
     def prepare(crew: Any) -> None:
-        crew.stumbles, crew.stays_away, crew.slow_s = {"w2"}, {"w2"}, {"w3": 1.0}
+        crew.stumbles, crew.stays_away = {"w2"}, {"w2"}
+        crew.ready = {"w3": lambda machines: "w2" in machines._gone}
 
     run = Run(config_of(), in_threads, prepare=prepare)
     assert [event.worker for event in run.of(WorkerLost)] == ["w2"]
@@ -155,6 +165,8 @@ def test_who_comes_back_while_the_run_goes_back_is_a_spare_and_gets_a_seat(in_th
         if isinstance(event, RolledBack):
             run.stage.crew.start("w2")
             run.stage.crew.start("w3")
+        if isinstance(event, StepSealed) and event.step == 1 and run.of(RolledBack):
+            run.await_deployed("w2", "w3")
 
     run = Run(config_of(), in_threads, at)
     assert {event.worker for event in run.of(WorkerLost)} == {event.worker for event in run.of(Joined)} == {"w2", "w3"}

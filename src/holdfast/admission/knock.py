@@ -126,12 +126,29 @@ _ADVICE = "is the host running, is its port open, is the address still right?"
 
 def fetch_door(address: Address, *, timeout_s: float = CALL_S) -> bytes:
     """The certificate (DER) that whoever listens there shows, unverified; nothing is sent. Raises OSError."""
-    with (
-        socket.create_connection((address.host, address.port), timeout=timeout_s) as raw,
-        cut_off(raw, timeout_s),
-        tls_of_a_stranger().wrap_socket(raw, server_hostname=f"{DOOR}.{DOMAIN}") as secured,
-    ):
-        return secured.getpeercert(binary_form=True) or b""
+    with socket.create_connection((address.host, address.port), timeout=timeout_s) as raw:
+        return shown_certificate(raw, timeout_s)
+
+
+def shown_certificate(raw: socket.socket, timeout_s: float) -> bytes:
+    """The certificate (DER) that the other end of a connection shows in a TLS handshake. Raises OSError.
+
+    Without `SSLContext.wrap_socket`, which leaves the socket to the garbage collector where the other end has hung up before.
+    """
+    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls, over = tls_of_a_stranger().wrap_bio(heard, said, server_hostname=f"{DOOR}.{DOMAIN}"), False
+    with cut_off(raw, timeout_s):
+        while True:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                over = True
+            raw.sendall(said.read())
+            if over:
+                return tls.getpeercert(binary_form=True) or b""
+            if octets := raw.recv(1 << 14):
+                heard.write(octets)
+            else:
+                heard.write_eof()
 
 
 def tls_of_a_stranger() -> ssl.SSLContext:
@@ -175,7 +192,12 @@ def _channel(address: Address, authority: bytes) -> Any:
 def cut_off(raw: socket.socket, seconds: float) -> Iterator[None]:
     """A time for all of it: a socket's own is for each byte, and a hostile peer has many."""
     duplicate = raw.dup()
-    timer = threading.Timer(seconds, lambda: duplicate.shutdown(socket.SHUT_RDWR))
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):  # the other end was quicker
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, hang_up)
     timer.daemon = True
     timer.start()
     try:

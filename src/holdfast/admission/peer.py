@@ -17,9 +17,9 @@ from typing import Literal
 
 from holdfast.admission import wording
 from holdfast.admission.address import Address
-from holdfast.admission.knock import cut_off, greet, tls_of_a_stranger
+from holdfast.admission.knock import greet, shown_certificate
 from holdfast.errors import NetworkError, ProtocolError
-from holdfast.evidence.certificates import DOMAIN, embedded_authority, member_keys
+from holdfast.evidence.certificates import embedded_authority, member_keys
 from holdfast.evidence.request import DOOR
 
 PATIENCE_S = 5.0
@@ -51,11 +51,7 @@ def look(address: Address, *, timeout_s: float = PATIENCE_S) -> Sight:
     round_trip_s = time.perf_counter() - began
     with raw:
         try:
-            with (
-                cut_off(raw, timeout_s),
-                tls_of_a_stranger().wrap_socket(raw, server_hostname=f"{DOOR}.{DOMAIN}") as secured,
-            ):
-                certificate = secured.getpeercert(binary_form=True) or b""
+            certificate = shown_certificate(raw, timeout_s)
         except (OSError, ValueError) as error:
             return Sight("tcp", False, _why_no_tls(error, timeout_s), round_trip_s)
     try:

@@ -76,9 +76,10 @@ def host(
 
 def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tuple[RunConfig, Path, Path | None]:
     """The config of a run that begins, or of the one in its directory, which then goes on."""
-    from holdfast.config import assign, read_toml, resolve
+    from holdfast.config import resolve
     from holdfast.errors import ConfigError
     from holdfast.settings import merge
+    from holdfast.toml import assign, read_toml
 
     resolved = resolve(assign(merge(read_toml(path), settings), assignments))
     engine = resolved.pipeline.engine
@@ -112,7 +113,8 @@ def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tu
 
 def _secret(run: Path | None) -> int:
     """What the draws of the checks follow from: strangers could guess the seed of a run, so it is not that."""
-    from holdfast.config import read_toml, resolve
+    from holdfast.config import resolve
+    from holdfast.toml import read_toml
 
     before = None if run is None else resolve(read_toml(run / "config.toml")).defence.check_seed
     return secrets.randbits(62) if before is None else before

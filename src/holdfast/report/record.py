@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
+from holdfast.atomic import write_file
 from holdfast.config import resolve
 from holdfast.errors import ConfigError, DataError
 from holdfast.event import CLOCKS, REAL, SCHEMA, VIRTUAL, Event, to_record
@@ -122,9 +123,8 @@ def write_run(directory: Path, label: str, result: Mapping[str, Any]) -> None:
     """Write `run.json` whole or not at all: it says that the run in `directory` ended."""
     content = {"schema": SCHEMA, "holdfast": holdfast.__version__, "label": label, "result": finite(dict(result))}
     directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / "run.json.part"
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(directory / "run.json")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_file(directory / "run.json", text.encode(), mode=0o644)
 
 
 def read_run(directory: Path) -> RunRecord:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from holdfast.config import RunConfig, resolve, toml_literal, toml_value
+from holdfast.config import RunConfig, resolve
 from holdfast.sweep.content import with_contents
+from holdfast.toml import toml_literal, toml_value
 
 Scalar = str | int | float | bool | None
 

@@ -30,10 +30,12 @@ from holdfast.testing.proxy import Proxy
 from holdfast.trainer import Trainer
 from holdfast.transport import Endpoint
 
-WAIT_S = 60.0
-"""How long a run waits for a new process."""
+WAIT_S = 120.0
+"""How long a run waits for a strike, and for a new process."""
 
-PATIENCE = Patience(start_s=60.0, deploy_s=60.0, answer_s=2.0, deadlock_s=60.0)
+LATE_STEPS = 8
+
+PATIENCE = Patience(start_s=120.0, deploy_s=120.0, answer_s=2.0, deadlock_s=120.0)
 
 Strike = Callable[["Chaos", Event], None]
 
@@ -207,7 +209,8 @@ class Loss:
 class Kills:
     """An `at` for `Chaos`: kills `count` times, a random worker at a random moment of a step, all drawn from `seed`.
 
-    The run waits for the new process once the step after the loss is sealed, so that a short one lasts until it is there.
+    The run waits for a strike that has not come within `LATE_STEPS`, and for the new process once the step after the loss is
+    sealed, so that a short one lasts until they are there.
     """
 
     def __init__(self, seed: int, count: int, *, spread_s: float = 0.15) -> None:
@@ -231,20 +234,22 @@ class Kills:
                 if self._state == "seated":
                     self._state, self._sealed = "whole", 0
                 elif self._state == "whole" and self._sealed >= 2 and len(self.strikes) < self._count:
-                    self._state = "aiming"
+                    self._state, self._sealed = "aiming", 0
                     worker = self._random.choice(sorted(chaos.workers))
                     threading.Timer(self._random.uniform(0, self._spread_s), self._strike, (chaos, worker)).start()
+                elif self._state == "aiming" and self._sealed > LATE_STEPS:
+                    self._wait_for(lambda: self._state != "aiming")
                 elif self._state == "lost" and self._sealed > 1:  # the takeover itself is not held up
-                    self._wait_for(chaos, self.strikes[-1][0])
+                    self._wait_for(lambda: self.strikes[-1][0] in chaos.machines.deployed)
 
-    def _wait_for(self, chaos: Chaos, worker: str) -> None:
+    def _wait_for(self, come: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
-        while worker not in chaos.machines.deployed and time.monotonic() < deadline:
+        while not come() and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def _strike(self, chaos: Chaos, worker: str) -> None:
-        self._state = "struck"
         self.strikes.append((worker, time.monotonic()))
+        self._state = "struck"
         chaos.kill(worker)
 
 

@@ -51,6 +51,8 @@ Factory = Callable[[Sequence[str]], Transport]
 
 NAMES = ("coordinator", "w0", "w1")
 PATIENCE_S = 30.0
+TRIES = 3
+"""Of what an idle machine always does, and one that stands still at a bad moment may not."""
 
 
 def sample_messages() -> tuple[Message, ...]:
@@ -145,11 +147,13 @@ def _control_keeps_its_order(transport: Transport) -> None:
 def _control_overtakes(transport: Transport) -> None:
     """A message without tensors does not wait behind those with tensors."""
     tensor = torch.zeros(1 << 20)
-    for version in range(8):
-        transport.send(Envelope("w0", "w1", TiedWeight(version, tensor)))
-    transport.send(Envelope("w0", "w1", Seal(0)))
-    arrived = [type(e.message) for e in _receive(transport, 9)]
-    assert arrived[-1] is TiedWeight, "a control message waited until 32 MB of tensors had left"
+    for _ in range(TRIES):
+        for version in range(8):
+            transport.send(Envelope("w0", "w1", TiedWeight(version, tensor)))
+        transport.send(Envelope("w0", "w1", Seal(0)))
+        if type(_receive(transport, 9)[-1].message) is TiedWeight:
+            return
+    raise AssertionError("a control message waited until 32 MB of tensors had left")
 
 
 def _silence(transport: Transport) -> None:
