@@ -10,10 +10,10 @@ import pytest
 
 from holdfast.bench.described import Size
 from holdfast.bench.incidents import CHECKPOINT, CRASHED, EVERY, TAKEOVER, crash, incident_config, lie
-from holdfast.bench.killed import kill_config, kill_some
+from holdfast.bench.killed import Kill, kill_config, kill_some
 from holdfast.bench.recovery import Plan, Recovery, cells_of, command_of, gather, is_real, quick, study_of
 from holdfast.bench.recovery_figure import draw
-from holdfast.bench.recovery_report import sections, summary, write
+from holdfast.bench.recovery_report import headline, sections, summary, write
 from holdfast.bench.spot import Market, SpotEngine
 from holdfast.bench.trace import Day, Ways, day, expected_goodput
 from holdfast.event import Joined, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
@@ -191,6 +191,17 @@ def test_every_row_is_written_and_drawn(found: Recovery, tmp_path: Path) -> None
     assert all(line in text for line in summary(found))
     assert "None: takeover and replace lost no step" in text
     assert draw(Recovery([], [], []), tmp_path) == []
+
+
+def test_a_part_that_is_alone_is_shown(found: Recovery) -> None:
+    """A terminal saw nothing of the processes that were killed: the first section was left out, whichever it was."""
+    kill = Kill("w2", 2, 0.091, 0.114, 0.009, 8.7, 10, 50, 0.258, 0, equal=True, rollbacks=0)
+    killed = Recovery([], [], [], kills=[kill])
+    assert [title for title, _ in headline(killed)] == ["Processes killed on this machine (real seconds)"]
+    assert summary(killed) == ["processes: a kill noticed in 0.091 s; weights equal after 1 of 1 kills"]
+    crashes = Recovery([row for row in found.incidents if row.what == "crash" and len(row.stages) == 1], [], [])
+    assert headline(crashes) == sections(crashes) != []
+    assert [title for title, _ in headline(found)] == [title for title, _ in sections(found)][1:]
 
 
 def test_other_weights_are_a_finding(found: Recovery) -> None:

@@ -105,9 +105,10 @@ def sections(found: Found) -> list[tuple[str, str]]:
 
 def headline(found: Found) -> str:
     """The few rows that a terminal has room for."""
-    rows = [r for r in found.virtual if r.stages == 6 and not r.attack and r.network == "local"]
+    honest = [r for r in found.virtual if not r.attack]
+    usual = [r for r in honest if r.stages == 6 and r.network == "local"]
     parts = [
-        told_pipes(rows, MODES),
+        told_pipes(usual or honest, MODES),
         told_pipes(
             found.real, {"engine": lambda row: row.engine, **IN_MEMORY, "wall": PROCESSES["wall"], "of": PROCESSES["of"]}
         ),

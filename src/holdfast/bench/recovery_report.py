@@ -86,6 +86,10 @@ Starting new processes takes no time here, which is to the favour of checkpoints
 """
 
 
+ALONE = f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}"
+"""The longest of the sections."""
+
+
 def sections(found: Recovery) -> list[tuple[str, str]]:
     """Title and Markdown table of each part that has rows."""
     crashes = [row for row in found.incidents if row.what == "crash"]
@@ -95,13 +99,19 @@ def sections(found: Recovery) -> list[tuple[str, str]]:
         if row.what == "lie":
             groups.setdefault((row.way, row.moment), []).append(row)
     parts = [
-        (f"One worker goes in step {CRASHED}, a checkpoint every {EVERY}", told_pipes(alone, CRASHES)),
+        (ALONE, told_pipes(alone, CRASHES)),
         ("Several go at once", told_pipes([row for row in crashes if row not in alone], CRASHES)),
         ("One lie", told_pipes(groups.values(), LIES)),
         ("A day among machines that come and go", told_pipes(_days(found), TRACE)),
         ("Processes killed on this machine (real seconds)", told_pipes(found.kills, KILLS)),
     ]
     return [(title, text) for title, text in parts if text]
+
+
+def headline(found: Recovery) -> list[tuple[str, str]]:
+    """The sections that a terminal has room for: those beside the crashes one by one, of which the summary speaks too."""
+    told = sections(found)
+    return [part for part in told if part[0] != ALONE] or told
 
 
 def summary(found: Recovery) -> list[str]:
@@ -116,6 +126,9 @@ def summary(found: Recovery) -> list[str]:
     for days in _days(found):
         goodput, first = span([day.goodput for day in days], 3, mean=True), days[0]
         told.append(f"{_way(first)}, a machine stays {first.life_h:g} h: goodput {goodput}, {first.expected:.3f} by formula")
+    if found.kills:
+        noticed, equal = span([kill.detection_s for kill in found.kills], 3), sum(kill.equal for kill in found.kills)
+        told.append(f"processes: a kill noticed in {noticed} s; weights equal after {equal} of {len(found.kills)} kills")
     return told
 
 

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def overhead(
-    quick: Annotated[bool, typer.Option("--quick", help="A few small cells, in seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few small cells, in seconds; no processes.")] = False,
     part: Annotated[
         list[str] | None, typer.Option("--part", metavar="NAME", help="virtual, memory or processes; repeatable.")
     ] = None,

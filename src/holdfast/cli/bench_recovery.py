@@ -80,7 +80,7 @@ def _measure(plan: Plan, study: Study, store: Store, jobs: int, *, as_json: bool
 
     from holdfast.bench.recovery import gather
     from holdfast.bench.recovery_figure import draw
-    from holdfast.bench.recovery_report import sections, summary, write
+    from holdfast.bench.recovery_report import headline, summary, write
     from holdfast.sweep.environment import environment
 
     torch.set_num_threads(1)
@@ -92,9 +92,10 @@ def _measure(plan: Plan, study: Study, store: Store, jobs: int, *, as_json: bool
     broken = found.findings()
     if as_json:
         rows = {"incidents": [asdict(row) for row in found.incidents], "trace": [asdict(row) for row in found.trace]}
+        rows["processes"] = [asdict(row) for row in found.kills]
         print(json.dumps({"out": str(out), "measured": ran, "findings": broken, **rows}, allow_nan=False))
     else:
-        for title, text in sections(found)[1:]:
+        for title, text in headline(found):
             print(f"{title}\n\n{text}")
         for line in [*summary(found), *broken]:
             print(f"- {line}")
