@@ -15,8 +15,9 @@ import torch
 import transformers
 
 from holdfast.cluster import Cluster, Deployment
-from holdfast.config import assign, resolve
+from holdfast.config import resolve
 from holdfast.job import Job, prepare
+from holdfast.toml import assign
 
 COMMON = ["data.name=synthetic:order=1,symbols=32,tokens=200000"]
 

@@ -29,11 +29,12 @@ from pathlib import Path
 
 from measure import environment, show
 
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.event import Banned, Event, Joined, RolledBack, Ruling, StepRestarted, StepSealed, WorkerLost
 from holdfast.result import RunResult
 from holdfast.settings import split_attack
 from holdfast.testing.chaos import Chaos
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
 
 LIES = ("sign-flip,rate=0.02,direction=both", "framing,rate=0.01", "wrong-update,rate=0.01")

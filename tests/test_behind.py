@@ -225,7 +225,7 @@ def test_a_run_goes_on_without_checkpoints_says_so_once_and_writes_them_again(
 def test_a_stopped_run_says_from_where_it_would_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from holdfast.config import to_toml
+    from holdfast.toml import to_toml
 
     config = tmp_path / "run.toml"
     config.write_text(to_toml(Experiment(**TINY).config))

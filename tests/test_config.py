@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.config import AttackConfig, RunConfig, assign, parse_spec, read_toml, resolve, to_toml
+from holdfast.config import AttackConfig, RunConfig, resolve
 from holdfast.errors import ConfigError
 from holdfast.settings import numbers
+from holdfast.toml import assign, parse_spec, read_toml, to_toml
 
 
 def test_the_defaults_stand_alone():

@@ -11,9 +11,10 @@ import pytest
 from holdfast.attacks import ATTACKS
 from holdfast.cli.defaults import DEFAULTS, IN_WORDS
 from holdfast.cli.templates import render
-from holdfast.config import AttackConfig, RunConfig, read_toml, resolve
+from holdfast.config import AttackConfig, RunConfig, resolve
 from holdfast.settings import SETTINGS
 from holdfast.sweep import read_grid
+from holdfast.toml import read_toml
 
 ROOT = Path(__file__).parent.parent
 

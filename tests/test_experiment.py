@@ -14,8 +14,7 @@ from holdfast.attacks import Scene
 from holdfast.config import AttackConfig
 from holdfast.errors import ConfigError
 from holdfast.event import Event, StepSealed
-from holdfast.keeper import Keeper
-from holdfast.trainer import Trainer
+from holdfast.safekeeping import Safekeeping
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",
@@ -106,15 +105,15 @@ def test_a_stop_that_comes_when_a_step_is_over_leaves_that_step_s_weights(
 ) -> None:
     """Between the last look at a step and the next one: what is written is what the result says."""
     run = Experiment(**{**TINY, "steps": 4}, out=str(tmp_path / "run"))
-    hear, calls = Trainer._hear_of_checkpoints, []
+    hear, calls = Safekeeping.hear, []
 
-    def stop_then_hear(trainer: Trainer, keeper: Keeper, *, wait: bool = False) -> None:
+    def stop_then_hear(safe: Safekeeping, *, wait: bool = False) -> None:
         calls.append(wait)
         if len(calls) == 2:
             run.stop()
-        hear(trainer, keeper, wait=wait)
+        hear(safe, wait=wait)
 
-    monkeypatch.setattr(Trainer, "_hear_of_checkpoints", stop_then_hear)
+    monkeypatch.setattr(Safekeeping, "hear", stop_then_hear)
     result = run.run()
     assert (result.steps, result.checkpoint_step, result.interrupted) == (2, 2, True)
     monkeypatch.undo()

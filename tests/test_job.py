@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from holdfast import job
-from holdfast.config import assign, resolve
+from holdfast.config import resolve
+from holdfast.toml import assign
 
 TINY = ["model.name=gpt2:layers=4,width=16,heads=2", "data.name=synthetic", "data.sequence_length=8", "pipeline.stages=3"]
 

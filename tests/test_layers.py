@@ -9,7 +9,21 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "holdfast"
 
-WORDS = {"claim", "route", "errors", "seeds", "config", "message", "event", "digest", "atomic", "plugins", "plain", "quantise"}
+WORDS = {
+    "claim",
+    "route",
+    "errors",
+    "seeds",
+    "config",
+    "toml",
+    "message",
+    "event",
+    "digest",
+    "atomic",
+    "plugins",
+    "plain",
+    "quantise",
+}
 MACHINE = {"partition", "schedule", "transport", "launch"}
 TRUST = {"verify", "recover", "evidence", "privacy"}
 ADVERSARY = {"attacks", "faults"}

@@ -15,7 +15,7 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.claim import ClaimKey, Direction
-from holdfast.errors import ConfigError, SetupError
+from holdfast.errors import CannotListen, ConfigError
 from holdfast.event import (
     Alert,
     Banned,
@@ -244,7 +244,7 @@ def test_exposed_where_it_is_wanted() -> None:
 
 def test_a_taken_port(watched: tuple[Metrics, MetricsServer, Clock]) -> None:
     _, server, _ = watched
-    with pytest.raises(SetupError, match="choose another port"):
+    with pytest.raises(CannotListen, match=r"cannot listen at .*: address already in use; choose another with --metrics"):
         MetricsServer(Metrics(1), str(server.address))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from holdfast.errors import CheckpointError
+from holdfast.event import BOTH, REAL, VIRTUAL
 from holdfast.progress import SUMS, Progress
+from holdfast.result import RunResult
 
 GOOD: dict[str, Any] = Progress(dict.fromkeys(SUMS, 3), {"w2": 1}, {"2": 1}, 4.5, ("w1",)).to_json()
 
@@ -38,6 +41,15 @@ def test_a_count_that_is_no_number_from_0_is_refused(count: Any) -> None:
     """A negative second made the seconds of the whole run zero, and its speed a division by that."""
     with pytest.raises(CheckpointError, match="unusable"):
         Progress.from_json({**GOOD, "sums": {**GOOD["sums"], "seconds": count}})
+
+
+@pytest.mark.parametrize(("before", "here", "both"), [("", REAL, REAL), (VIRTUAL, VIRTUAL, VIRTUAL), (VIRTUAL, REAL, BOTH)])
+def test_the_clock_of_a_run_that_has_gone_on(before: str, here: str, both: str) -> None:
+    result = RunResult(
+        **{field.name: 1 for field in fields(RunResult)} | {"blamed_workers": {}, "blamed_stages": {}, "clock": here}
+    )
+    assert Progress.from_json({**GOOD, "clock": before}).plus(result).clock == both
+    assert Progress.of(result, frozenset()).clock == here
 
 
 def test_a_count_that_is_missing_is_refused() -> None:

@@ -16,6 +16,8 @@ import pytest
 from holdfast.claim import ClaimKey, Direction
 from holdfast.errors import DataError
 from holdfast.event import (
+    REAL,
+    VIRTUAL,
     Alert,
     Evaluated,
     Event,
@@ -56,7 +58,6 @@ from holdfast.report.placements import placement_table, seatings
 from holdfast.report.svg import Axis, spread
 from holdfast.report.tables import rows
 from holdfast.report.tally import Tally, tell
-from holdfast.report.terminal import REAL, VIRTUAL
 from holdfast.report.timeline import timeline
 
 STEPS = 150
@@ -399,6 +400,29 @@ def test_whatever_is_wider_than_the_page_scrolls_by_itself() -> None:
     assert set(re.findall("(<[^<]*>)<table", caught)) == {'<div class="wide">'}
 
 
+def ended_at(label: str, steps: int, level: float = 4.5) -> RunRecord:
+    return make_record(label, result(92.1, "a"), {"pipeline": {"stages": 6}}, story(level=level, steps=steps))
+
+
+def test_the_label_of_a_shorter_run_is_at_the_end_of_its_own_line() -> None:
+    """It stood at the edge of the chart, far from its line, as if that had gone on to there."""
+    runs = [ended_at("long", 150), ended_at("short", 60), ended_at("short too", 60), ended_at("other", 60, level=6.2)]
+    drawn = loss_curves(runs, ["blue", "amber", "teal", "violet"])
+    labels = {
+        name: (float(x), float(y))
+        for x, y, name in re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" class="label [^"]*">(.*?)</text>', drawn)
+    }
+    dots = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="3.5" class="end-dot (\w+)"', drawn)
+    assert [colour for _, _, colour in dots] == ["amber", "teal", "violet"]
+    edge = float(re.findall('x2="([0-9.]+)"', drawn)[0])
+    assert labels["long"][0] > edge
+    for (at, height, _), name in zip(dots, ["short", "short too", "other"], strict=True):
+        assert 0 < labels[name][0] - float(at) < 40
+        assert abs(labels[name][1] - float(height)) < 45
+        assert labels[name][0] < edge
+    assert abs(labels["short"][1] - labels["short too"][1]) >= 17
+
+
 def test_round_ticks_and_labels_apart() -> None:
     assert Axis(4.4, 6.6, 0, 1).ticks() == [4.5, 5.0, 5.5, 6.0, 6.5]
     assert spread([50.0, 50.0, 50.0], 10, 0, 60) == [40, 50, 60]
@@ -472,6 +496,33 @@ def test_the_clock_of_the_run_is_called_what_it_is(monkeypatch: pytest.MonkeyPat
     assert f" {named} s " in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     assert f" {named} 1.5 s" in lines.getvalue()
     assert (" virtual " in stream.getvalue() + lines.getvalue()) == (named == "virtual")
+
+
+def on_the_clock(label: str, clock: str | None, engine: str = "memory") -> RunRecord:
+    found = story("replace", steps=20)
+    said = {} if clock is None else {"clock": clock}
+    config = {"pipeline": {"stages": 6, "engine": engine}, "attack": [{"spec": "sign-flip"}]}
+    return make_record(label, result(92.1, "a", **said), config, found)
+
+
+REAL_RUNS = [on_the_clock("hosted", REAL), on_the_clock("of before", None, "processes")]
+
+
+@pytest.mark.parametrize("run", REAL_RUNS, ids=lambda run: run.label)
+def test_nothing_of_a_run_on_real_clocks_is_called_virtual(run: RunRecord) -> None:
+    page, table = render_html([run]), render_markdown([run])
+    assert "virtual" not in (page + table).lower()
+    assert "at run s" in page
+    assert "run second" in page
+    assert "| wall s | run s |" in table
+    assert next(csv.DictReader(io.StringIO(render_csv([run]))))["clock"] == "run"
+
+
+def test_virtual_and_real_seconds_stand_in_columns_of_their_own() -> None:
+    runs = [on_the_clock("described", VIRTUAL), on_the_clock("real", REAL), on_the_clock("both", "virtual + run")]
+    head, _, *body = [[cell.strip() for cell in line.split("|")] for line in render_markdown(runs).splitlines()]
+    assert head[-4:-1] == ["virtual s", "run s", "virtual + run s"]
+    assert [row[-4:-1] for row in body] == [["285.0", "–", "–"], ["–", "285.0", "–"], ["–", "–", "285.0"]]
 
 
 def test_quiet_shows_nothing() -> None:

@@ -135,7 +135,7 @@ def test_a_meter_adds_clusters_up():
     assert meter.seconds == {"forward": 3.0, "referee": 0.5}
 
 
-FACTS = RunFacts("id", 2, 128, 5.0, 4.0, "digest", True, False, "out")
+FACTS = RunFacts("id", 2, 128, 5.0, 4.0, "digest", True, False, "out", clock="run")
 SCORE = Evaluation(**{field.name: float(place + 2) for place, field in enumerate(dataclasses.fields(Evaluation))})
 
 
@@ -154,6 +154,7 @@ def test_every_field_comes_from_its_own_source():
         tokens=128,
         seconds=5.0,
         training_seconds=4.0,
+        clock="run",
         virtual_seconds=10.0,
         tokens_per_second=32.0,
         train_loss=2.0,

@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from holdfast import Experiment
+from holdfast.chronicle import Chronicle
 from holdfast.cli.main import main
 from holdfast.config import resolve
 from holdfast.digest import weights_digest
@@ -241,19 +242,19 @@ def test_ctrl_c_leaves_a_checkpoint_and_its_own_exit_code(
     tiny: dict[str, Any], whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, config = tmp_path / "run", tmp_path / "run.toml"
-    from holdfast.config import to_toml
+    from holdfast.toml import to_toml
 
     config.write_text(to_toml(Experiment(**tiny).config))
-    tell = Trainer._tell
+    tell = Chronicle.tell
 
-    def press(trainer: Trainer, event: Event, seconds: float) -> None:
-        tell(trainer, event, seconds)
+    def press(chronicle: Chronicle, event: Event, seconds: float = 0.0) -> None:
+        tell(chronicle, event, seconds)
         if isinstance(event, StepSealed) and event.step == 2:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_tell", press)
+        patch.setattr(Chronicle, "tell", press)
         assert command("train", str(config), "--out", str(out), "-q") == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert (out / "checkpoints" / "step-000003").is_dir()

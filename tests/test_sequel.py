@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from holdfast import Experiment
+from holdfast.chronicle import Chronicle
 from holdfast.cli.main import main
-from holdfast.config import resolve, to_toml
+from holdfast.config import resolve
 from holdfast.errors import ConfigError
 from holdfast.event import Event, StepSealed
 from holdfast.evidence.log import FILE, EvidenceLog, is_in_use
 from holdfast.host import Host, Premises
-from holdfast.trainer import Trainer
+from holdfast.toml import to_toml
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",
@@ -176,10 +177,10 @@ def test_a_second_interrupt_has_a_last_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int, where: str
 ) -> None:
     """It left without a word."""
-    out, tell = tmp_path / "run", Trainer._tell
+    out, tell = tmp_path / "run", Chronicle.tell
 
-    def press(trainer: Trainer, event: Event, seconds: float) -> None:
-        tell(trainer, event, seconds)
+    def press(chronicle: Chronicle, event: Event, seconds: float = 0.0) -> None:
+        tell(chronicle, event, seconds)
         if isinstance(event, StepSealed) and event.step == step:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -187,12 +188,20 @@ def test_a_second_interrupt_has_a_last_word(
     config = tmp_path / "run.toml"
     config.write_text(to_toml(Experiment(**TINY, out=str(out)).config))
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_tell", press)
+        patch.setattr(Chronicle, "tell", press)
         assert command("train", str(config), "-q") == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"stopped at once; go on with: holdfast train --resume {out} ({where})"
     assert command("train", "--resume", str(out), "-q") == 0
     assert status(capsys, out) == "intact"
+
+
+@pytest.mark.parametrize("name", ["run.json", "report.html", "holdfast.log"])
+def test_a_folder_where_a_file_will_be_written_is_found_at_once(run: Path, refused: Refused, name: str) -> None:
+    """The steps were made, and then there was nowhere to write what they came to."""
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert f"{run / name} is a folder" in refused("--steps", "6")
 
 
 # -- nothing left ----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def actors(staging: Staging, crew: Callable[..., Crew] = Actors, patience: Patie
     """The engine `ray`; `crew` makes the crew (as `Actors` is made). Connects to Ray, or starts one.
 
     The wire listens on loopback where all workers are on this node, else at the address of this node. Raises as
-    `holdfast.launch.ray.connect` does, and NetworkError if it cannot listen.
+    `holdfast.launch.ray.connect` does, and CannotListen if it cannot listen.
     """
     config = staging.config
     workers = max(0, config.pipeline.stages - 2)

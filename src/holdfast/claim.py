@@ -118,3 +118,8 @@ class StageState:
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(tensor.nbytes for tensors in (self.weights, self.moments) for tensor in tensors.values())
+
+
+def version_in(states: Mapping[int, StageState]) -> int:
+    """That of the states of one model, which is the same for all of its stages."""
+    return next(iter(states.values())).version

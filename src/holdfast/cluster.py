@@ -18,7 +18,7 @@ from holdfast.blueprint import Builder, Sign, blueprint_of
 from holdfast.checker import Checker
 from holdfast.claim import Role, StageState
 from holdfast.comeback import Seats
-from holdfast.config import RunConfig, to_toml
+from holdfast.config import RunConfig
 from holdfast.coordinator import Coordinator
 from holdfast.digest import state_digest
 from holdfast.engine import Engine, Ensemble, Launcher, MemoryEngine, names_of_workers
@@ -45,6 +45,7 @@ from holdfast.referee import Referee
 from holdfast.route import Route, plain_route
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE, unsigned
 from holdfast.step import Inspection, Policy
+from holdfast.toml import to_toml
 from holdfast.verify.spotcheck import Sampling
 from holdfast.worker import Worker
 

@@ -241,7 +241,7 @@ def processes(
 ) -> Machines:
     """The engine `processes`; no process is started before the first deployment, but the wire listens on loopback.
 
-    `crew` makes the crew (as `Processes` is made). Raises NetworkError if it cannot listen.
+    `crew` makes the crew (as `Processes` is made). Raises CannotListen if it cannot listen.
     """
     return machines(staging, crew, patience)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from holdfast.claim import StageState
+from holdfast.claim import StageState, version_in
 from holdfast.cluster import Cluster, Deployment
 from holdfast.comeback import Return
 from holdfast.commits import cut_as
@@ -63,7 +63,7 @@ class Deployments:
         Without those who are lost or have lied too often. Raises NotEnoughMemory where no placement has room for the stages,
         and nobody who could come would change that; StoppedWaiting where the run is stopped while it waits.
         """
-        version = _version(states)
+        version = version_in(states)
         while True:
             try:
                 placed, cut = self._place(job, states, move)
@@ -86,7 +86,7 @@ class Deployments:
 
     def _place(self, job: Job, states: States, move: Move | None) -> tuple[Job, States]:
         """Decide who carries what; the states are cut as it wants them."""
-        version, steward, layers = _version(states), self.steward, job.plan.layers
+        version, steward, layers = version_in(states), self.steward, job.plan.layers
         found = self._of_the_commit(states)
         if found is not None:
             job = cut_as(found.commit, job)
@@ -109,7 +109,7 @@ class Deployments:
         assert placement is not None
         lies = standing.lies
         for worker in standing.to_ban:
-            self._tell(Banned(worker, lies[worker], _version(states)), 0.0)
+            self._tell(Banned(worker, lies[worker], version_in(states)), 0.0)
         deployment = replace(
             self._fresh(job),
             lost=frozenset(standing.lost),
@@ -119,7 +119,7 @@ class Deployments:
         )
         cluster = Cluster(deployment, job, self._tell, self._engine)
         found = self._of_the_commit(states)
-        cluster.deploy(states, _version(states), None if found is None else found.seats)
+        cluster.deploy(states, version_in(states), None if found is None else found.seats)
         record = cluster.coordinator.membership
         record.lies.update(lies)
         if job.config.defence.ban_policy == "quarantine":
@@ -151,7 +151,3 @@ class Deployments:
         for name in sorted(names - known):
             self._tell(Joined(name, version), 0.0)
         return changed
-
-
-def _version(states: States) -> int:
-    return next(iter(states.values())).version

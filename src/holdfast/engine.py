@@ -13,6 +13,7 @@ from typing import Protocol
 
 from holdfast.blueprint import Builder, Sign
 from holdfast.config import RunConfig
+from holdfast.event import REAL, VIRTUAL
 from holdfast.job import Job
 from holdfast.launch import Glance, Hooks, InProcess, Timing
 from holdfast.message import Actor, Envelope
@@ -80,8 +81,11 @@ class Engine(Protocol):
     """See the module. `may_come` says whether a machine that is not there may still come; `introduce` what one has told of its
     speed and its memory. Where a deployment had no room and another one is waited for, `look_around` ends it, hears for a
     moment what comes, and says whose machines are there. After `interrupt`, which any thread or signal handler may call, nobody
-    is waited for: what would wait raises StoppedWaiting.
+    is waited for: what would wait raises StoppedWaiting. `clock` is what its time is called, VIRTUAL or REAL.
     """
+
+    @property
+    def clock(self) -> str: ...
 
     @property
     def may_come(self) -> bool: ...
@@ -99,8 +103,15 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def clock_of(config: RunConfig) -> str:
+    """What the clock of a run is called that has no host."""
+    return VIRTUAL if config.pipeline.engine == "memory" else REAL
+
+
 class MemoryEngine:
     """All members in this process, with the virtual clock of the cluster that the config describes."""
+
+    clock = VIRTUAL
 
     def __init__(self, config: RunConfig, company: Company | None = None) -> None:
         self._config = config

@@ -7,6 +7,7 @@
     │   └── DataError                 missing, empty or unusable text
     ├── SetupError                3   the machine or the installation can
     │   ├── MissingExtra              an optional dependency is not installed
+    │   ├── CannotListen              an address of this machine that is taken, or that it does not have
     │   ├── NotEnoughMemory           the plan does not fit
     │   └── CheckpointError           a checkpoint that is missing, torn or altered
     │       └── JournalRefused        a journal of commits that cannot be gone on from; the run goes back to a checkpoint
@@ -69,6 +70,23 @@ class MissingExtra(SetupError):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed; run: pip install 'holdfast[{extra}]'"
         )
+
+
+class CannotListen(SetupError):
+    """An address cannot be listened at; who knows by which `option` it was given says so.
+
+    >>> str(CannotListen("127.0.0.1:7701", "address already in use").given_by("--wire"))
+    'cannot listen at 127.0.0.1:7701: address already in use; choose another with --wire'
+    """
+
+    def __init__(self, address: str, why: str, option: str = "") -> None:
+        choose = f"choose another with {option}" if option else "give a free ip:port of this machine, as in 127.0.0.1:0"
+        super().__init__(f"cannot listen at {address}: {why}; {choose}")
+        self.address = address
+        self.why = why
+
+    def given_by(self, option: str) -> CannotListen:
+        return CannotListen(self.address, self.why, option)
 
 
 class NotEnoughMemory(SetupError):

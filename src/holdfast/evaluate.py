@@ -147,6 +147,11 @@ def _open(directory: str, base: str | None, sequence_length: int) -> nn.Module:
 
     name = base or directory
     source = describe(name, positions=sequence_length)
+    if source.from_scratch and base is not None:
+        raise CheckpointError(
+            f"{directory} is an adapter for {base!r}, a model that was made from scratch and that nobody kept; "
+            "give adapter_config.json the directory of its base model (base_model_name_or_path)"
+        )
     try:
         with no_progress_bar():
             model, loading = AutoModelForCausalLM.from_pretrained(

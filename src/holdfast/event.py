@@ -1,7 +1,7 @@
 """What happened in a run, one frozen type an event: the coordinator and the trainer emit them, reports and terminals read them.
 
-Each becomes one line of `report.jsonl`; `SCHEMA` is its version. Times are virtual seconds since the start of the run unless
-a name says otherwise.
+Each becomes one line of `report.jsonl`; `SCHEMA` is its version. Times are seconds of the run's own clock since its start,
+virtual or real ones, unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from holdfast.claim import ClaimKey
 from holdfast.plain import fits
 
 SCHEMA = 1
+
+VIRTUAL, REAL = "virtual", "run"
+BOTH = f"{VIRTUAL} + {REAL}"
+CLOCKS = (VIRTUAL, REAL, BOTH)
+"""What the clock of a run is called: that of a described cluster; a real one, which goes while machines are deployed; or one
+after the other, where a run has gone on with another engine.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +289,7 @@ def is_record(record: Any) -> bool:
 
 
 def to_record(event: Event, seconds: float) -> dict[str, Any]:
-    """The event as a JSON object: schema, event name, virtual time, then its own fields."""
+    """The event as a JSON object: schema, event name, time of the run's clock, then its own fields."""
     return {"schema": SCHEMA, "event": type(event).__name__, "seconds": round(seconds, 6), **_plain(dataclasses.asdict(event))}
 
 

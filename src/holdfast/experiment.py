@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.attacks import Misconduct
 from holdfast.cast import Troupe
-from holdfast.config import AttackConfig, RunConfig, read_toml, resolve, to_toml
-from holdfast.engine import Engine
+from holdfast.config import AttackConfig, RunConfig, resolve
+from holdfast.engine import Engine, clock_of
 from holdfast.errors import ConfigError, NothingLeft
-from holdfast.event import Event
+from holdfast.event import REAL, Event
 from holdfast.metrics import Metrics
 from holdfast.metrics_server import MetricsServer, check_metrics
 from holdfast.report import (
@@ -33,6 +33,7 @@ from holdfast.report import (
 from holdfast.report.tensorboard import require_tensorboard
 from holdfast.result import RunResult
 from holdfast.settings import check_available, merge, run_directory, split_attack
+from holdfast.toml import read_toml, to_toml
 from holdfast.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Experiment:
             _check_opened_by(self._out, hosted=host is not None)
         self.metrics: MetricsServer | None = None
         self._metrics = _metrics(self.config)
-        self._recorder = _Recorder(self.config, self._out, [*([self._metrics] if self._metrics else []), *observers])
+        clock = clock_of(self.config) if host is None else REAL
+        self._recorder = _Recorder(self.config, self._out, clock, [*([self._metrics] if self._metrics else []), *observers])
         troupe = Troupe(self.config, objects) if self.config.attack or self.config.faults else None
         self._trainer = Trainer(
             self.config,
@@ -162,10 +164,11 @@ _BESIDE = ("host", "workers", "control.sock")
 class _Recorder:
     """Observer that keeps or writes every event, and hands it on; the directory is made at the first one, not before."""
 
-    def __init__(self, config: RunConfig, out: Path | None, observers: Iterable[Observer]) -> None:
+    def __init__(self, config: RunConfig, out: Path | None, clock: str, observers: Iterable[Observer]) -> None:
         self.events: list[tuple[Event, float]] = []
         self._config = config
         self._out = out
+        self._clock = clock
         self._observers = list(observers)
         self._writers: list[JsonlReport | LogFile | TensorBoard] = []
         if config.output.report_to and out is None:
@@ -190,7 +193,7 @@ class _Recorder:
         self._writers.append(LogFile(out, self._config.output.log_format))
         (out / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
         if "tensorboard" in self._config.output.report_to:
-            self._writers.append(TensorBoard(out / "tensorboard"))
+            self._writers.append(TensorBoard(out / "tensorboard", self._clock))
 
 
 def _attacks(given: Any) -> tuple[tuple[Any, ...], dict[int, Misconduct]]:

@@ -34,7 +34,7 @@ from holdfast.admission.invitations import Invitations
 from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
-from holdfast.errors import NetworkError, SetupError
+from holdfast.errors import CannotListen, NetworkError, SetupError
 from holdfast.event import CheckpointWritten, Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.authority import Authority
 from holdfast.evidence.request import DOOR
@@ -45,6 +45,7 @@ from holdfast.stage import INITIATOR
 from holdfast.station import ANYTIME, numerics_of
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport
+from holdfast.transport.listening import family
 
 FOREVER_S = 10 * 365 * 86400.0
 """People take their time to join."""
@@ -191,14 +192,17 @@ class Host:
 
     def _wire(self, authority: Authority, run: str) -> GrpcTransport:
         certificate, private_key = authority.credentials(HOST, self.identity)
-        return GrpcTransport(
-            Endpoint(HOST, TRUSTED),
-            Credentials(authority.certificate, certificate, private_key),
-            run=run,
-            listen=self._premises.wire,
-            options=WireOptions(silence_s=self._config.machines.silence_s),
-            anytime=ANYTIME,
-        )
+        try:
+            return GrpcTransport(
+                Endpoint(HOST, TRUSTED),
+                Credentials(authority.certificate, certificate, private_key),
+                run=run,
+                listen=self._premises.wire,
+                options=WireOptions(silence_s=self._config.machines.silence_s),
+                anytime=ANYTIME,
+            )
+        except CannotListen as error:
+            raise error.given_by("--wire") from None
 
     def _terms(self, transport: GrpcTransport) -> Terms:
         assert transport.address is not None
@@ -302,14 +306,10 @@ def _as_before(wanted: str, before: str | None) -> str:
     if before is None or port != "0" or before.rpartition(":")[0] != host:
         return wanted
     try:
-        socket.create_server((host.strip("[]"), int(before.rpartition(":")[2])), family=_family(host)).close()
+        socket.create_server((host.strip("[]"), int(before.rpartition(":")[2])), family=family(host)).close()
     except (OSError, ValueError):
         return wanted
     return before
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from holdfast.admission.knock import Admission, knock
 from holdfast.admission.known_hosts import KnownHosts
 from holdfast.admission.roster import Offer
 from holdfast.commentary import Commentary
-from holdfast.errors import ConfigError, NetworkError
+from holdfast.errors import CannotListen, ConfigError, NetworkError
 from holdfast.evidence.envelope import sign_header
 from holdfast.evidence.identity import Identity
 from holdfast.job import check_device
@@ -61,7 +61,8 @@ class Machine:
 class Guest:
     """One machine in one run. `run` serves until it is dismissed, `stop` (from any thread) leaves after what is computed now.
 
-    Raises ConfigError for a device that is none, NetworkError where the host refuses, or is gone for too long.
+    Raises ConfigError for a device that is none, NetworkError where the host refuses, or is gone for too long,
+    CannotListen where others could not dial this machine.
     """
 
     def __init__(self, invite: Invite, machine: Machine, tell: Callable[[str], None]) -> None:
@@ -148,15 +149,18 @@ class Guest:
     def _serve(self, admission: Admission, offer: Offer) -> str:
         name, wire = admission.name, admission.wire[0]
         silence_s = _number(admission.terms.get("silence_s"), SILENCE_S)
-        transport = GrpcTransport(
-            Endpoint(name, (name,), offer.listen),
-            Credentials(admission.authority, admission.certificate, admission.private_key),
-            run=self._invite.run,
-            listen=self._machine.listen,
-            relay=HOST,
-            options=WireOptions(silence_s=silence_s),
-            anytime=ANYTIME,
-        )
+        try:
+            transport = GrpcTransport(
+                Endpoint(name, (name,), offer.listen),
+                Credentials(admission.authority, admission.certificate, admission.private_key),
+                run=self._invite.run,
+                listen=self._machine.listen,
+                relay=HOST,
+                options=WireOptions(silence_s=silence_s),
+                anytime=ANYTIME,
+            )
+        except CannotListen as error:
+            raise error.given_by("--listen") from None
         said = offer.device, offer.numerics, offer.memory_bytes, offer.speed
         present = Present(transport.address, *said, self._kept.announced)
         sign = partial(sign_header, identity=self._identity)

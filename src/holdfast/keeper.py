@@ -28,8 +28,8 @@ from holdfast.checkpoint import (
     version_of,
     write_checkpoint,
 )
-from holdfast.claim import StageState
-from holdfast.config import RunConfig, to_toml
+from holdfast.claim import StageState, version_in
+from holdfast.config import RunConfig
 from holdfast.digest import state_digest
 from holdfast.errors import CheckpointError, ConfigError, DataError, NothingLeft, SetupError
 from holdfast.evidence.log import FILE, check_end
@@ -42,8 +42,15 @@ from holdfast.report.jsonl import read_report
 from holdfast.report.record import read_result
 from holdfast.restore import advised, check_same_run, check_tokenizer, earlier_name, newest_in, read_or_advise, states_of
 from holdfast.stage import INITIATOR
+from holdfast.toml import to_toml
 
 States = Mapping[int, StageState]
+
+WRITTEN = ("holdfast.log", "run.json", "report.html")
+"""What else a run writes, and nobody reads before it is written."""
+
+BASE = "base"
+"""In a run's directory, the model that was made from scratch and that the run's adapters are for."""
 
 log = logging.getLogger("holdfast.checkpoints")
 
@@ -128,6 +135,9 @@ class Keeper:
 
     def _check_records(self, out: Path) -> None:
         """What is going to be continued is read now: a checkpoint that has been given up for it does not come back."""
+        for path in (out / name for name in WRITTEN):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder, and the run writes a file of that name; move it away, and go on then")
         report = out / "report.jsonl"
         if report.exists() or report.is_symlink():
             read_report(report)
@@ -162,7 +172,7 @@ class Keeper:
 
         `sealed` are the digests that both holders of a stage have signed, by stage, as far as there are any.
         """
-        version = next(iter(states.values())).version
+        version = version_in(states)
         if self._out is None:
             self._memory, self._newest = states, None
             return
@@ -259,15 +269,34 @@ class Keeper:
         job = self._job
         if job.lora is None:
             return model_writer(job.source.config, weights, job.tokenizer)
-        lora, files = job.lora, job.source.files
-        base = str(files.directory.resolve()) if isinstance(files, LocalFiles) else job.source.name
+        lora, base, write_base = job.lora, *self._base(weights)
         adapters = {name: tensor for name, tensor in weights.items() if is_adapter(name)}
 
         def write(path: Path) -> None:
+            write_base()
             save_adapter(path, lora, adapters, base)
             job.tokenizer.save_pretrained(path)
 
         return write
+
+    def _base(self, weights: Mapping[str, Tensor]) -> tuple[str, Callable[[], None]]:
+        """What an adapter is for, by the name that `peft` takes, and what writes it down where it is nowhere else."""
+        source = self._job.source
+        if isinstance(source.files, LocalFiles):
+            return str(source.files.directory.resolve()), lambda: None
+        if source.files is not None or self._out is None:
+            return source.name, lambda: None
+        target = self._out / BASE
+        if target.is_dir():
+            return str(target.resolve()), lambda: None
+        writer = model_writer(source.config, weights, self._job.tokenizer)
+
+        def write() -> None:
+            if not target.is_dir():
+                with new_directory(target) as partial:
+                    writer(partial)
+
+        return str(target.resolve()), write
 
 
 def _digest(state: StageState, sealed: bytes | None) -> str:

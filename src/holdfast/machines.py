@@ -10,7 +10,6 @@ The trusted members stay here. Nothing that a station says is believed beyond it
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 import time
@@ -19,20 +18,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-import torch
-
 from holdfast.coordinator import Coordinator
 from holdfast.engine import Ensemble, Survey
 from holdfast.errors import HoldfastError, NetworkError, StoppedWaiting
-from holdfast.event import Banned, Event, WorkerLost
+from holdfast.event import REAL, Banned, Event, WorkerLost
 from holdfast.job import Job
-from holdfast.launch import Glance, Hooks, RealTime
-from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally, TallyUp
+from holdfast.launch import Hooks
+from holdfast.message import Actor, Deploy, Deployed, Dismiss, Envelope, Message, Peers, Present, Tally
 from holdfast.placement.load import seconds_of_a_pass
 from holdfast.placement.place import Machine
+from holdfast.remote import Remote
 from holdfast.route import Route
 from holdfast.speed import measure_speed
 from holdfast.stage import ARCHIVE, CHECKER, COORDINATOR, INITIATOR, REFEREE
+from holdfast.tallies import Tallies
 from holdfast.transport import Endpoint, LinkStats, Notice, Traffic
 
 HOST = "host"
@@ -41,11 +40,7 @@ HOST = "host"
 TRUSTED = (INITIATOR, COORDINATOR, REFEREE, CHECKER, ARCHIVE)
 POLL_S = 0.1
 
-KIND = re.compile("[a-z-]{1,40}")
 MOST_SPEED = 1e9
-MOST_KINDS = 16
-"""What a worker may call its work, and how many kinds it may have."""
-
 MOST_KEPT = 1000
 """States that a machine may say it keeps: twice its seats, and no pipeline has so many."""
 
@@ -112,6 +107,8 @@ class Machines:
     `over` is asked at the end whether nobody is needed any more: else nobody is dismissed, and who can come back later will.
     """
 
+    clock = REAL
+
     def __init__(
         self,
         transport: Exchange,
@@ -137,9 +134,7 @@ class Machines:
         self._gone: dict[str, str] = {}
         self._told_lost: set[str] = set()
         self._banned: set[str] = set()
-        self._tallies: dict[str, Tally] = {}
-        self._asked = 0
-        self._mute: set[str] = set()
+        self._tallies = Tallies(self._deployed, self._send, self._lock, patience.answer_s)
         self._closed = False
         self._interrupted = False
         self._links: Mapping[str, LinkStats] = {}
@@ -220,7 +215,7 @@ class Machines:
         desk = [actor for actor in ensemble.trusted if actor.name in (COORDINATOR, ARCHIVE)]
         bench = sorted((actor for actor in ensemble.trusted if actor not in desk), key=lambda actor: actor.name == INITIATOR)
         with self._lock:
-            self._launcher = Remote(self, desk, bench, self._hooks)
+            self._launcher = Remote(self, desk, bench, self._hooks, deadlock_s=self._patience.deadlock_s)
             for name in wanted:
                 if name not in self._deployed:
                     self._tell_lost(name, self._gone.get(name, f"it was not ready within {self._patience.deploy_s:g} s"))
@@ -266,6 +261,11 @@ class Machines:
         self._shut()
         self.crew.close()
         self._transport.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of this process."""
+        return self._transport.traffic
 
     @property
     def launcher(self) -> Remote | None:
@@ -316,38 +316,14 @@ class Machines:
     def glance(self) -> tuple[Mapping[str, Tally], Mapping[str, LinkStats]]:
         """What workers last said that they have used, and the links now; has them say it again, and waits for nobody."""
         with self._lock:
-            if not self._closed:
-                self._links = self._transport.links()
-                self._ask()
-            return dict(self._tallies), self._links
+            if self._closed:
+                return self._tallies.known(), self._links
+            self._links = self._transport.links()
+            return self._tallies.latest(), self._links
 
     def tally(self) -> Mapping[str, Tally]:
         """What every worker that answers in time says that it has used in this deployment."""
-        with self._lock:
-            asked = self._ask()
-        deadline = time.monotonic() + self._patience.answer_s
-        while time.monotonic() < deadline:
-            with self._lock:
-                if not self._owing(asked) - self._mute:
-                    break
-            time.sleep(0.01)
-        with self._lock:
-            self._mute = self._owing(asked)  # nobody is waited for twice
-            return dict(self._tallies)
-
-    def _owing(self, number: int) -> set[str]:
-        return {name for name in self._deployed if not self._has_answered(name, number)}
-
-    def _ask(self) -> int:
-        """Have every worker say what it has used; the number of its answer, at least."""
-        self._asked += 1
-        for name in sorted(self._deployed):
-            self._send(name, TallyUp(self._asked))
-        return self._asked
-
-    def _has_answered(self, name: str, number: int) -> bool:
-        found = self._tallies.get(name)
-        return found is not None and found.number >= number
+        return self._tallies.collect()
 
     def _hear(self, name: str, message: Present | Deployed | Tally) -> None:
         with self._lock:
@@ -371,8 +347,8 @@ class Machines:
                     self._deployed.add(name)
                     if self._launcher is not None:
                         self._tell_joined(name)
-                case Tally() if name in self._deployed:
-                    self._tallies[name] = message
+                case Tally():
+                    self._tallies.hear(name, message)
 
     def _observe(self, observe: Callable[[Event, float], None], event: Event, seconds: float) -> None:
         observe(event, seconds)
@@ -477,44 +453,3 @@ class Machines:
 
 def _one_way(link: LinkStats | None) -> float | None:
     return None if link is None or link.rtt_s is None else link.rtt_s / 2
-
-
-class Remote(RealTime):
-    """The trusted members in real time, and the word of the workers about what they have used."""
-
-    def __init__(self, machines: Machines, desk: Sequence[object], bench: Sequence[object], hooks: Hooks) -> None:
-        self._machines = machines
-        self._sent_before = machines._transport.traffic.bytes_sent
-        super().__init__(
-            desk,  # type: ignore[arg-type]
-            bench,  # type: ignore[arg-type]
-            machines,
-            hooks,
-            patience_s=machines._patience.deadlock_s,
-            starts=partial(torch.set_num_threads, 1),
-        )
-
-    @property
-    def seconds_by_kind(self) -> Mapping[str, float]:
-        return self._seconds(self._machines.tally())
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._bytes(self._machines.tally())
-
-    def glance(self) -> Glance:
-        """May be called from any thread, and waits for no machine: of workers it has what they told when last asked."""
-        tallies, links = self._machines.glance()
-        return Glance(self._seconds(tallies), self._bytes(tallies), links)
-
-    def _seconds(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
-        total = dict(super().seconds_by_kind)
-        for tally in tallies.values():
-            for kind, seconds in tally.seconds[:MOST_KINDS]:
-                if KIND.fullmatch(kind) and 0 <= seconds <= self.now:  # not infinity either, which no report could carry
-                    total[kind] = total.get(kind, 0.0) + seconds
-        return total
-
-    def _bytes(self, tallies: Mapping[str, Tally]) -> int:
-        said = sum(max(0, tally.bytes_sent) for tally in tallies.values())
-        return self._machines._transport.traffic.bytes_sent - self._sent_before + said

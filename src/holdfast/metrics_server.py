@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
 from holdfast.admission.address import Address, check_listen
-from holdfast.errors import MissingExtra, SetupError
+from holdfast.errors import CannotListen, MissingExtra
 
 MOST_AT_ONCE = 8
 PATIENCE_S = 5.0
@@ -29,7 +29,7 @@ class MetricsServer:
     """Answers scrapes of `metrics` at `address` (port 0: any free one) in threads of its own; close it, or use it as a context.
 
     Raises ConfigError for an address that other machines reach unless `exposed`, MissingExtra without the client library,
-    and SetupError where the port cannot be had.
+    and CannotListen where the port cannot be had.
     """
 
     def __init__(self, metrics: Source, address: str, *, exposed: bool = False) -> None:
@@ -42,7 +42,7 @@ class MetricsServer:
         try:
             self._server = _Server(wanted, self)
         except OSError as error:
-            raise SetupError(f"cannot serve metrics at {wanted}: {error.strerror or error}; choose another port") from None
+            raise CannotListen(str(wanted), (error.strerror or str(error)).lower(), "--metrics") from None
         self.address = Address(wanted.host, int(self._server.server_address[1]))
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="holdfast metrics", daemon=True

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-from holdfast.config import parse_spec
 from holdfast.errors import ConfigError, did_you_mean
+from holdfast.toml import parse_spec
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from holdfast.errors import CheckpointError
+from holdfast.event import BOTH, CLOCKS
 from holdfast.plain import fits
 from holdfast.result import RunResult, rate
 
@@ -27,19 +28,22 @@ SUMS = tuple(item.name for item in fields(RunResult) if item.type in ("int", "fl
 
 @dataclass(frozen=True)
 class Progress:
-    """`sums` by field of RunResult; `lies` proven and `stages` blamed, by name; `lost` are workers that are out for good."""
+    """`sums` by field of RunResult; `lies` proven and `stages` blamed, by name; `lost` are workers that are out for
+    good, `clock` is what the time so far is called.
+    """
 
     sums: Mapping[str, float] = field(default_factory=dict)
     lies: Mapping[str, int] = field(default_factory=dict)
     stages: Mapping[str, int] = field(default_factory=dict)
     train_loss: float = math.nan
     lost: tuple[str, ...] = ()
+    clock: str = ""
 
     @classmethod
     def of(cls, result: RunResult, lost: frozenset[str]) -> Progress:
         """The progress that is reached with `result`, from the first step of the run on."""
         sums = {name: getattr(result, name) for name in SUMS}
-        return cls(sums, result.blamed_workers, result.blamed_stages, result.train_loss, tuple(sorted(lost)))
+        return cls(sums, result.blamed_workers, result.blamed_stages, result.train_loss, tuple(sorted(lost)), result.clock)
 
     def plus(self, result: RunResult) -> RunResult:
         """The result of the whole run, where `result` counts from here on only."""
@@ -47,6 +51,7 @@ class Progress:
         return replace(
             result,
             **sums,
+            clock=result.clock if self.clock in ("", result.clock) else BOTH,
             tokens_per_second=rate(sums["tokens"], sums["training_seconds"]),
             train_loss=result.train_loss if result.tokens else self.train_loss,
             blamed_workers=dict(Counter(self.lies) + Counter(result.blamed_workers)),
@@ -64,7 +69,7 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         loss = self.train_loss if math.isfinite(self.train_loss) else str(self.train_loss)
         counts = {"sums": dict(self.sums), "lies": dict(self.lies), "stages": dict(self.stages)}
-        return {**counts, "train_loss": loss, "lost": list(self.lost)}
+        return {**counts, "train_loss": loss, "lost": list(self.lost), "clock": self.clock}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Progress:
@@ -75,11 +80,14 @@ class Progress:
             raise _unusable("it has another form than this version writes")
         sums, loss = values["sums"], float(values["train_loss"])
         sums = {"training_seconds": sums.get("seconds", 0.0), **sums}  # checkpoints of before did not tell them apart
+        clock = values.get("clock", "")
         missing = [name for name in SUMS if name not in sums]
         counts = [*sums.values(), *values["lies"].values(), *values["stages"].values()]
+        if clock not in ("", *CLOCKS):
+            raise _unusable("its clock has no name that this version knows")
         if missing or not all(type(count) in (int, float) and 0 <= count < 2**63 for count in counts):
             raise _unusable(f"{missing[0]!r} is missing" if missing else "it counts what is no number from 0")
-        return cls({name: sums[name] for name in SUMS}, values["lies"], values["stages"], loss, tuple(values["lost"]))
+        return cls({name: sums[name] for name in SUMS}, values["lies"], values["stages"], loss, tuple(values["lost"]), clock)
 
 
 _FORM: Mapping[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from holdfast.claim import ClaimKey
 from holdfast.evaluate import Evaluation
 from holdfast.event import (
+    VIRTUAL,
     Alert,
     ClaimReplaced,
     Event,
@@ -49,7 +50,9 @@ class RunResult:
     which the newest checkpoint on the disk was taken (None: there is none); it is less than `steps` where a later one failed.
     `step_seconds` is what the middle one of the last clean steps took on the engine's clock, `predicted_step_seconds` what was
     predicted for the placement that they ran on. `training_seconds` is the part of `seconds` in which steps were made: without
-    what comes before the first one, the waits for machines, and the end; `tokens_per_second` counts by it.
+    what comes before the first one, the waits for machines, and the end; `tokens_per_second` counts by it. `clock` says whose
+    seconds the `virtual_seconds` are: `virtual` ones of a described cluster, or those of a real `run`; where a run has gone on
+    with another engine, both words.
     """
 
     run_id: str
@@ -57,6 +60,7 @@ class RunResult:
     tokens: int
     seconds: float
     training_seconds: float
+    clock: str
     virtual_seconds: float
     tokens_per_second: float
     train_loss: float
@@ -153,7 +157,7 @@ class Counts:
 
 @dataclass
 class Meter:
-    """What the clusters of a run have used, over all rollbacks; `latest_s` is the virtual time in the present one."""
+    """What the clusters of a run have used, over all rollbacks; `latest_s` is the time in the present one."""
 
     virtual_s: float = 0.0
     latest_s: float = 0.0
@@ -182,6 +186,7 @@ class RunFacts:
     interrupted: bool
     out: str | None
     checkpoint_step: int | None = None
+    clock: str = VIRTUAL
 
 
 def rate(tokens: float, seconds: float) -> float:
@@ -198,6 +203,7 @@ def summarise(run: RunFacts, score: Evaluation, counts: Counts, meter: Meter, tr
         tokens=run.tokens,
         seconds=run.seconds,
         training_seconds=run.training_seconds,
+        clock=run.clock,
         virtual_seconds=meter.virtual_s,
         tokens_per_second=rate(run.tokens, run.training_seconds),
         train_loss=counts.losses.get(run.steps - 1, math.nan),

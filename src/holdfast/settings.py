@@ -130,7 +130,7 @@ def split_attack(spec: str) -> dict[str, Any]:
     >>> split_attack("scale,factor=10,rate=0.7,stages=1-3")
     {'spec': 'scale,factor=10', 'rate': 0.7, 'stages': (1, 2, 3)}
     """
-    from holdfast.config import parse_spec
+    from holdfast.toml import parse_spec
 
     _, parameters = parse_spec(spec)
     name, *pairs = spec.split(",")
@@ -149,7 +149,7 @@ def defence_tables(spec: str) -> dict[str, dict[str, Any]]:
     >>> defence_tables("duplicate,on_alert=skip,cluster.speeds=1+2")
     {'defence': {'name': 'duplicate', 'on_alert': 'skip'}, 'cluster': {'speeds': [1, 2]}}
     """
-    from holdfast.config import parse_spec
+    from holdfast.toml import parse_spec
 
     name, settings = parse_spec(spec)
     tables: dict[str, dict[str, Any]] = {"defence": {"name": name}}
@@ -229,6 +229,6 @@ def _key(pair: str) -> str:
 
 def _several(value: Any) -> Any:
     """A list where `+` joins words, which commas cannot."""
-    from holdfast.config import toml_value
+    from holdfast.toml import toml_value
 
     return [toml_value(part) for part in value.split("+")] if isinstance(value, str) and "+" in value else value

@@ -19,6 +19,7 @@ class Standing:
         self.lost: set[str] = set()
         self._policy = policy
         self._lies = lies
+        self._fell: tuple[int, frozenset[str]] | None = None
 
     def hear(self, event: Event) -> None:
         match event:
@@ -26,6 +27,13 @@ class Standing:
                 self.lost.add(worker)
             case Joined(worker):
                 self.lost.discard(worker)
+                self._fell = None  # whoever goes again in the same step has been back: that is no run in a circle
+
+    def falls(self, step: int) -> bool:
+        """The run goes back in `step`; whether it is in a circle: it did so there before, with the same workers lost."""
+        now = step, frozenset(self.lost)
+        again, self._fell = self._fell == now, now
+        return again
 
     @property
     def lies(self) -> Counter[str]:

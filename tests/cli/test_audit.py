@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import subprocess
 import sys
@@ -175,9 +177,13 @@ def test_the_signer_can_be_pinned(holdfast: Any, runs: Any) -> None:
     outcome = holdfast("audit", str(out), "--key", signer)
     assert outcome.code == 0
     assert "(the pinned key)" in outcome.out
-    outcome = holdfast("audit", str(out), "--key", "0" * 64)
-    assert outcome.code == 1
-    assert "not by the pinned key" in outcome.out
+    for more in ([], ["--explain", "1"]):
+        outcome = holdfast("audit", str(out), "--key", "0" * 64, *more)
+        assert outcome.code == 1
+        told = outcome.out.splitlines()
+        assert told[0] == "NOT SIGNED BY THIS KEY: nothing in this log counts for a run of the key that was given"
+        assert told[1:3] == [f"signed by  {signer}", f"given      {'0' * 64}"]
+        assert "No worker is proven guilty" not in outcome.out
     assert holdfast("audit", str(out), "--key", signer[:16]).code == 2
     assert holdfast("audit", str(out), "--key", "z" * 64).code == 2
 
@@ -234,11 +240,48 @@ def test_the_log_of_a_run_that_is_going_on_is_not_called_cut(holdfast: Any, tmp_
 
     Experiment(out=str(tmp_path / "run"), observers=[look], **SMALL).run()
     ((page, record),) = told
-    assert page.code == 1
+    assert page.code == record.code == 5
     assert "a run is going on here" in page.out
+    assert "So far: what is said above rests on" in page.out
     assert "killed" not in page.out
     assert json.loads(record.out)["live"] is True
-    assert holdfast("audit", str(tmp_path / "run")).code == 0
+    last = json.loads(record.out)["last"]
+    assert f"last       {last}" in page.out
+    assert holdfast("audit", str(tmp_path / "run"), "--since", last).code == 0
+    assert f"last       {last}" not in holdfast("audit", str(tmp_path / "run")).out
+
+
+def test_a_log_that_is_cut_short_is_no_live_one(holdfast: Any, runs: Any, tmp_path: Path) -> None:
+    """Whoever holds it open makes it look like the log of a run that goes on: who has seen more of it sees that."""
+    whole = (runs("clean")[0] / "evidence.jsonl").read_bytes()
+    lines, cut = whole.splitlines(keepends=True), tmp_path / "evidence.jsonl"
+    cut.write_bytes(b"".join(lines[:-3]))
+    assert holdfast("audit", str(cut)).code == 1
+    seen = json.loads(holdfast("audit", str(runs("clean")[0]), "--json").out)["last"]
+    inside = hashlib.sha256(lines[-5].rstrip(b"\n")).hexdigest()
+    with cut.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert holdfast("audit", str(cut)).code == 5
+        assert "this machine's word" in holdfast("audit", str(cut)).out
+        assert holdfast("audit", str(cut), "--since", inside).code == 5
+        outcome = holdfast("audit", str(cut), "--since", seen)
+        assert outcome.code == 1
+        assert "the last record of the earlier audit is not in it" in outcome.out
+
+
+def test_a_live_log_that_proves_a_lie_is_a_finding(holdfast: Any, runs: Any, tmp_path: Path) -> None:
+    lines = (runs("forward", attack=ATTACKS["forward"])[0] / "evidence.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log").write_bytes(b"".join(lines[:-1]))
+    with (tmp_path / "log").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert holdfast("audit", str(tmp_path / "log")).code == 1
+
+
+@pytest.mark.parametrize("given", ["", "12", "x" * 64])
+def test_what_was_seen_before_is_a_hash(holdfast: Any, runs: Any, given: str) -> None:
+    outcome = holdfast("audit", str(runs("clean")[0]), "--since", given)
+    assert outcome.code == 2
+    assert "64 hex digits" in outcome.err
 
 
 def test_without_a_defence_there_is_no_evidence(runs: Any) -> None:

@@ -14,7 +14,7 @@ from holdfast.admission.desk import invite_handler, nodes_handler
 from holdfast.admission.invitations import Invitations
 from holdfast.admission.invite import Invite
 from holdfast.admission.roster import Offer, Roster
-from holdfast.cli.host import _resolve
+from holdfast.cli.host import CHECKPOINT_EVERY, _resolve
 from holdfast.cli.invite import seconds
 from holdfast.errors import ConfigError
 from holdfast.evidence.identity import derived
@@ -155,3 +155,12 @@ def test_an_assignment_counts_for_a_host_after_file_and_options(tmp_path: Path) 
     resolved, directory, resume = _resolve(config, {"steps": 4, "out": str(tmp_path / "run")}, assignments)
     assert (resolved.optimizer.beta2, resolved.training.steps, resolved.machines.return_s) == (0.95, 4, 5.0)
     assert (directory, resume) == (tmp_path / "run", None)
+
+
+@pytest.mark.parametrize("every", [None, 0, 3])
+def test_a_host_writes_checkpoints_as_its_help_says(tmp_path: Path, every: int | None) -> None:
+    """Its help said that 0 is one at the end: that is what 0 means to `train`."""
+    config = tmp_path / "run.toml"
+    config.write_text("")
+    resolved, _, _ = _resolve(config, {"checkpoint_every": every, "out": str(tmp_path / "run")}, [])
+    assert resolved.output.checkpoint_every == (every or CHECKPOINT_EVERY)

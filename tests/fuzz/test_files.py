@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from holdfast.atomic import write_manifest
 from holdfast.checkpoint import STATE
-from holdfast.config import assign, parse_spec, read_toml, resolve, to_toml
+from holdfast.config import resolve
 from holdfast.errors import CheckpointError, ConfigError, DataError, HoldfastError, SetupError, UsageError
+from holdfast.toml import assign, parse_spec, read_toml, to_toml
 
 ratio = st.floats(0, 1, exclude_max=True)
 DEEP = [nest * depth for nest in ("[", '{"a":') for depth in (100, 990, 20_000)] + ["[" * 20_000 + "]" * 20_000]

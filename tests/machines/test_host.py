@@ -21,8 +21,8 @@ from holdfast.admission.invite import Invite
 from holdfast.admission.knock import knock
 from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Offer, Roster
-from holdfast.config import resolve, to_toml
-from holdfast.errors import ConfigError, NetworkError, SetupError, StoppedWaiting
+from holdfast.config import resolve
+from holdfast.errors import CannotListen, ConfigError, NetworkError, SetupError, StoppedWaiting
 from holdfast.event import CheckpointTaken, CheckpointWritten, Event, Placed, Reseated, StepSealed, WorkerLost
 from holdfast.evidence.audit_log import Status, audit
 from holdfast.evidence.identity import derived
@@ -30,6 +30,7 @@ from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.report.tally import tell
 from holdfast.station import numerics_of
+from holdfast.toml import to_toml
 from holdfast.verify import referee
 
 from .hosted import PATIENCE_S, SMALL, Opened, Visitor, free_port, wait_for
@@ -140,8 +141,11 @@ def test_a_host_that_is_refused_leaves_everything_as_it_was(tmp_path: Path, monk
         Host(resolve(SMALL), tmp_path / "run", Premises(), told.append).engine()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "host").iterdir()} == books
     door = books["door"].decode()
-    with pytest.raises(SetupError, match=door):
-        Host(resolve(SMALL), tmp_path / "new" / "run", Premises(door=door), told.append).engine()
+    for option, premises in {"--door": Premises(door=door), "--wire": Premises(wire=door)}.items():
+        with pytest.raises(
+            CannotListen, match=f"cannot listen at {door}: address already in use; choose another with {option}"
+        ):
+            Host(resolve(SMALL), tmp_path / "new" / "run", premises, told.append).engine()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
     host.close()
     engine.close()

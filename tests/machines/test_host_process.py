@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.admission.invite import Invite
-from holdfast.config import resolve, to_toml
+from holdfast.config import resolve
+from holdfast.toml import to_toml
 
 from .hosted import SMALL, free_port
 

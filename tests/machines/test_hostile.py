@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.claim import Role
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.event import Alert, Banned, Event, RolledBack, Ruling, StepSealed, WorkerLost
 from holdfast.evidence.authority import Authority
 from holdfast.evidence.identity import generate
@@ -17,6 +17,7 @@ from holdfast.machines import HOST, TRUSTED, Machines, Patience
 from holdfast.result import RunResult
 from holdfast.settings import merge
 from holdfast.station import ANYTIME
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
 from holdfast.transport import Credentials, Endpoint, WireOptions
 from holdfast.transport.grpc import GrpcTransport

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from holdfast import Experiment
-from holdfast.config import read_toml, resolve
+from holdfast.config import resolve
 from holdfast.evidence.log import FILE
+from holdfast.toml import read_toml
 
 from .hosted import free_port
 

@@ -12,12 +12,13 @@ import pytest
 from holdfast.bench.workshop import job_of
 from holdfast.cast import Troupe
 from holdfast.claim import ClaimKey, Direction
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.event import Event, Joined, Paused, Placed, Reseated, RolledBack, StepSealed, TakenOver, WorkerLost
 from holdfast.message import Accepted, Envelope, Loss, Seal, SendState, Tally
 from holdfast.placement.load import Needs
 from holdfast.result import RunResult
 from holdfast.settings import merge, split_attack
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
 
 from .hosted import wait_for

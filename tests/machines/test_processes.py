@@ -143,6 +143,18 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_worker_that_leaves_by_itself_ends_well_while_its_parent_lives() -> None:
+    """The thread that waits for the parent's end held a lock that the interpreter wanted at its own: it was aborted."""
+    code = (
+        "import threading, time; from holdfast.cli.play import _leave_with_parent; "
+        "threading.Thread(target=_leave_with_parent, args=(print,), daemon=True).start(); time.sleep(0.3)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        told = child.stderr.read()
+        assert (child.wait(60), told) == (0, b"")
+
+
 def _children() -> list[str]:
     """Command lines of processes of workers that this process has started."""
     found = []

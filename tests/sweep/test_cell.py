@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.errors import ConfigError
 from holdfast.settings import add_attacks
 from holdfast.sweep import Cell
 from holdfast.sweep.cell import command_of
+from holdfast.toml import assign
 
 BEFORE_AND_AFTER: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({}, {"training": {"seed": 0}}, True),  # a default that is said

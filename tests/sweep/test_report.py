@@ -233,6 +233,21 @@ def test_what_a_column_is_headed_is_a_name_as_well(records: list[Record]) -> Non
     assert asked.values == told.values == ("validation_perplexity",)
 
 
+@pytest.mark.parametrize(
+    ("engines", "heading"), [(["memory"], "virtual s"), (["processes"], "run s"), (["memory", "processes"], "virtual / run s")]
+)
+def test_seconds_are_called_what_the_clocks_of_the_runs_are(engines: list[str], heading: str) -> None:
+    found = []
+    for seed, engine in enumerate(engines):
+        run = record("none", "none", seed)
+        found.append(replace(run, tables={**run.tables, "pipeline": {"engine": engine}}, result={"virtual_seconds": 3.0}))
+    told = make_table(found, values=["virtual_seconds"])
+    assert heading in markdown(told)
+    assert heading in latex(told)
+    assert heading in page(told)
+    assert make_table(found, values=[heading]).values == ("virtual_seconds",)
+
+
 def test_values_that_are_no_numbers_are_refused(records: list[Record]) -> None:
     with pytest.raises(ConfigError, match="'run_id' has 'nono0', which is no number"):
         make_table(records, values=["run_id"])

@@ -14,7 +14,7 @@ import torch
 
 from holdfast.claim import WHOLE_STEP, Claim, ClaimKey, Direction, Header, Role, StageState
 from holdfast.cluster import Cluster, Deployment
-from holdfast.config import assign, resolve
+from holdfast.config import resolve
 from holdfast.digest import weights_digest
 from holdfast.engine import MemoryEngine
 from holdfast.event import Event, Reseated, Ruling, WorkerLost
@@ -33,6 +33,7 @@ from holdfast.message import (
     TiedGradient,
 )
 from holdfast.stage import ARCHIVE, INITIATOR, TRUSTED_PARTIES
+from holdfast.toml import assign
 
 STEPS = 2
 LIAR = "w1"

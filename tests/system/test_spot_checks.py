@@ -183,7 +183,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     first = Experiment(
         **{**TINY, "out": str(out), "checkpoint_every": 2, "defence": "spot-check", "check_steps": 0.5}, observers=[told]
     )
-    first._trainer._observers += (lambda event, _s: first.stop() if getattr(event, "step", None) == 4 else None,)
+    first._trainer._chronicle.observers += (lambda event, _s: first.stop() if getattr(event, "step", None) == 4 else None,)
     assert first.run().interrupted
     result = Experiment(resume=out).run()
     assert result.weights_digest == clean_digest()

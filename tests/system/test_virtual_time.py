@@ -6,8 +6,9 @@ import pytest
 
 from holdfast.claim import Claim, Direction
 from holdfast.cluster import Cluster, Deployment
-from holdfast.config import assign, resolve
+from holdfast.config import resolve
 from holdfast.job import prepare
+from holdfast.toml import assign
 
 STAGES, MICRO_BATCHES = 6, 4
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 import torch
 
-from holdfast.errors import ConfigError, NetworkError, ProtocolError
+from holdfast.errors import CannotListen, ConfigError, NetworkError, ProtocolError
 from holdfast.message import Envelope, Loss, Seal, TiedWeight
 from holdfast.testing.certificates import Authority
 from holdfast.testing.proxy import Proxy
@@ -789,5 +789,5 @@ def test_nobody_speaks_for_others(world):
 
 def test_a_taken_port_is_a_clear_error(world):
     w1 = world.end("w1")
-    with pytest.raises(NetworkError, match="cannot listen"):
+    with pytest.raises(CannotListen, match=f"cannot listen at {w1.address}: address already in use; give a free"):
         GrpcTransport(Endpoint("w2", ("w2",)), CREDENTIALS["w2"], run="r", listen=w1.address)

@@ -16,7 +16,7 @@ import grpc
 from holdfast.admission.address import Address, check_listen
 from holdfast.admission.gatekeeper import Gatekeeper
 from holdfast.admission.wording import MOST_ANSWER_BYTES, MOST_REQUEST_BYTES, SERVICE
-from holdfast.errors import SetupError
+from holdfast.transport.listening import cannot_listen
 
 MOST_AT_ONCE = 32
 MOST_CONNECTIONS = 512
@@ -48,7 +48,7 @@ class Door:
         self._thread: ThreadPoolExecutor | None = None
 
     async def start(self) -> Address:
-        """Open it; the address that it really has. Raises SetupError where the port cannot be had."""
+        """Open it; the address that it really has. Raises CannotListen where the port cannot be had."""
         server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MOST_AT_ONCE)
         handlers = {
             "Greet": grpc.unary_unary_rpc_method_handler(self._greet),
@@ -61,7 +61,7 @@ class Door:
             port = 0
         if port == 0:
             await server.stop(None)
-            raise SetupError(f"cannot listen on {self._wanted}: the port is taken or not allowed; choose another with --door")
+            raise cannot_listen(str(self._wanted)).given_by("--door")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="holdfast-door")
         await server.start()
         self._server = server

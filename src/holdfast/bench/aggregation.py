@@ -25,8 +25,9 @@ from holdfast.bench.replicas import ReplicaRow
 from holdfast.bench.rows import Row
 from holdfast.bench.spread import Spread, SpreadRow
 from holdfast.bench.traffic import forger
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.errors import ConfigError
+from holdfast.toml import assign
 
 PARTS = ("tests", "cascade", "training", "jump")
 """`tests` also measures the spread and the replicas: one run serves all three."""

@@ -17,9 +17,10 @@ from typing import Any
 
 from holdfast.attacks import resolve_attack
 from holdfast.cast import Troupe
-from holdfast.config import RunConfig, assign, parse_spec, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.errors import ConfigError
 from holdfast.settings import check_available, defence_tables, merge, numbers, split_attack
+from holdfast.toml import assign, parse_spec
 
 HONEST = "honest"
 """Stands for an attack where nobody lies: what false alarms and the defence's own cost are measured on."""

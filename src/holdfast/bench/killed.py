@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.testing.chaos import Chaos, Kills, Loss, losses
+from holdfast.toml import assign
 from holdfast.trainer import Trainer
 
 

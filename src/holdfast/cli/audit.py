@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from holdfast.evidence.casebook import Dispute
 
 FINDING = 1
+UNFINISHED = 5
 LEAST_PIN = 32
 
 
@@ -31,28 +32,36 @@ def audit(
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="N", help="Tell dispute N (or the one of record rN) in plain words.")
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="HASH", help="What an earlier audit gave as `last`; a log that lost it since was cut short."
+        ),
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Verify the evidence of a run, offline. Is it what was written, who was accused, who is proven guilty?
 
-    Exit code 0: the log is whole and nothing is proven. 1: a worker is proven guilty, or the log is not what was written.
+    Exit code 0: the log is whole and nothing is proven. 1: a worker is proven guilty; or the log is not what was written, ends
+    too early, or is signed by another key. 5: a run on this machine is still writing it, and nothing is wrong so far.
     """
     from holdfast.evidence import story
+    from holdfast.evidence.audit_log import Status
     from holdfast.evidence.audit_log import audit as examine
     from holdfast.evidence.casebook import Law
     from holdfast.verify.recompute import compare
     from holdfast.verify.referee import judge, misstates
 
     data, live = _read(log)
-    found = examine(data, Law(compare, judge, misstates), _pin(key), live=live)
-    if explain is not None:
+    found = examine(data, Law(compare, judge, misstates), _pin(key), live=live, since=_since(since))
+    if explain is not None and found.status is not Status.OTHER_KEY:
         print("\n".join(story.explain(found, _dispute(found, explain))))
     elif not as_json:
         print("\n".join(story.page(found)))
     if as_json:
         print(json.dumps(found.to_json()))
     if not found.clean:
-        raise typer.Exit(FINDING)
+        raise typer.Exit(UNFINISHED if found.unfinished else FINDING)
 
 
 def _read(log: Path) -> tuple[bytes, bool]:
@@ -89,6 +98,20 @@ def _pin(key: str | None) -> str | None:
     if not LEAST_PIN <= len(pin) <= 64 or set(pin) - set("0123456789abcdef"):
         raise ConfigError(f"--key {key!r}: needed are {LEAST_PIN} to 64 hex digits of a fingerprint, as an audit prints it")
     return pin
+
+
+def _since(given: str | None) -> bytes | None:
+    from holdfast.errors import ConfigError
+
+    if given is None:
+        return None
+    try:
+        digest = bytes.fromhex(given)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise ConfigError(f"--since {given!r}: needed are the 64 hex digits that an audit gives as `last`")
+    return digest
 
 
 def _dispute(found: Audit, wanted: str) -> Dispute:

@@ -34,10 +34,13 @@ def examine(model: str, device: str = "cpu") -> Iterator[Check]:
     yield _threads()
     there = _guarded("device", lambda: _device(device))
     yield there
-    if there.passed:
-        yield _guarded("same product twice", lambda: _same_product_twice(device))
-        yield _guarded("same stage twice", lambda: _same_stage_twice(model, device))
-        yield _guarded("split equals whole", lambda: _self_test(model, device))
+    on_it = {
+        "same product twice": lambda: _same_product_twice(device),
+        "same stage twice": lambda: _same_stage_twice(model, device),
+        "split equals whole": lambda: _self_test(model, device),
+    }
+    for name, check in on_it.items():
+        yield _guarded(name, check) if there.passed else Check(name, None, "not tried: there is no device to try it on")
     yield _guarded("memory", _memory)
     yield _guarded("disk", _disk)
     yield from _data()

@@ -71,7 +71,8 @@ def doctor(
         found = [{"name": check.name, "passed": check.passed, "detail": check.detail} for check in checks]
         print(json.dumps({"passed": not failed, "checks": found}))
     else:
-        print(f"\n{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}" if failed else "\nThis machine is fit.")
+        made = sum(check.passed is not None for check in checks)
+        print(f"\n{len(failed)} of {made} checks failed: {', '.join(failed)}" if failed else "\nThis machine is fit.")
     if failed:
         raise typer.Exit(1)
 

@@ -54,8 +54,8 @@ def evaluate(
 
 def _own_data(directory: Path) -> dict[str, object]:
     """The data table that a run's directory was trained with (its tokenizer lies beside the model)."""
-    from holdfast.config import read_toml
     from holdfast.errors import ConfigError
+    from holdfast.toml import read_toml
 
     path = directory / "config.toml"
     table = read_toml(path).get("data", {}) if path.is_file() else {}

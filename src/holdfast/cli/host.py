@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from holdfast.config import RunConfig
 
 CHECKPOINT_EVERY = 10
-"""Steps: what a host that dies may have to compute again, where the config does not say."""
+"""Steps: what a host that dies may have to compute again, where the config does not say, or says 0."""
 
 NOT_HERE = ("engine", "ray_address", "expose_wire")
 """Settings of `train` that say where workers come from: here they are machines that join."""
+HELP = {"checkpoint_every": "steps between checkpoints, the last at the end (0: the default)"}
+"""What settings mean here that mean something else to `train`."""
 
 
 def register(app: typer.Typer) -> None:
-    settings = [setting for setting in SETTINGS if setting.name not in NOT_HERE]
+    settings = [replace(each, help=HELP.get(each.name, each.help)) for each in SETTINGS if each.name not in NOT_HERE]
     own = {"checkpoint_every": CHECKPOINT_EVERY, "out": None}
     app.command("host", rich_help_panel="Machines")(with_settings(host, settings, own))
 
@@ -58,7 +61,6 @@ def host(
     from holdfast.cli.session import run_hosted, show_result
     from holdfast.errors import ConfigError
     from holdfast.host import Host, Premises
-    from holdfast.report.terminal import REAL
 
     if accept not in ("auto", "manual"):
         raise ConfigError(f"--accept is auto or manual, got {accept!r}")
@@ -69,14 +71,15 @@ def host(
     )
     hosted = Host(resolved, directory, premises, lambda line: print(line, file=sys.stderr, flush=True))
     result = run_hosted(resolved, hosted, resume=resume, quiet=quiet, verbose=verbose)
-    show_result(result, as_json=as_json, clock=REAL)
+    show_result(result, as_json=as_json)
 
 
 def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tuple[RunConfig, Path, Path | None]:
     """The config of a run that begins, or of the one in its directory, which then goes on."""
-    from holdfast.config import assign, read_toml, resolve
+    from holdfast.config import resolve
     from holdfast.errors import ConfigError
     from holdfast.settings import merge
+    from holdfast.toml import assign, read_toml
 
     resolved = resolve(assign(merge(read_toml(path), settings), assignments))
     engine = resolved.pipeline.engine
@@ -110,7 +113,8 @@ def _resolve(path: Path, settings: dict[str, Any], assignments: list[str]) -> tu
 
 def _secret(run: Path | None) -> int:
     """What the draws of the checks follow from: strangers could guess the seed of a run, so it is not that."""
-    from holdfast.config import read_toml, resolve
+    from holdfast.config import resolve
+    from holdfast.toml import read_toml
 
     before = None if run is None else resolve(read_toml(run / "config.toml")).defence.check_seed
     return secrets.randbits(62) if before is None else before

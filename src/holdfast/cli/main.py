@@ -1,6 +1,7 @@
 """The entry point, and the border where errors become one line and an exit code: nothing below prints a traceback.
 
-Exit codes: 0 the promised result, 1 a finding, 2 usage, 3 the machine or the installation, 4 the network, 130 stopped by hand.
+Exit codes: 0 the promised result, 1 a finding, 2 usage, 3 the machine or the installation, 4 the network, 5 not finished,
+130 stopped by hand.
 """
 
 from __future__ import annotations

@@ -141,7 +141,8 @@ def _die(transport: GrpcTransport) -> None:
 
 def _leave_with_parent(stop: Callable[[str], None]) -> None:
     """The parent holds the other end of standard input as long as it lives."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # unbuffered: a lock that this thread holds would break the interpreter's end
+        pass
     stop("its parent is gone")
     time.sleep(5.0)
     os._exit(0)

@@ -28,6 +28,7 @@ def run_experiment(config: RunConfig, *, resume: Path | None = None, quiet: bool
     from holdfast.transport.quiet import quiet_grpc
 
     quiet_grpc()
+    from holdfast.engine import clock_of
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
 
@@ -47,9 +48,9 @@ def run_hosted(
     config: RunConfig, host: Host, *, resume: Path | None = None, quiet: bool = False, verbose: bool = False
 ) -> RunResult:
     """Like `run_experiment`, with machines that join; the door is shut at the end, however it comes."""
+    from holdfast.event import REAL
     from holdfast.experiment import Experiment
     from holdfast.report import open_progress
-    from holdfast.report.terminal import REAL
 
     form = config.output.log_format
     with (
@@ -146,24 +147,17 @@ def _warn_of_checkpoints(result: RunResult) -> None:
         )
 
 
-def show_result(result: RunResult, *, as_json: bool, clock: str) -> None:
-    """The result for people, or as one JSON object on the last line; `clock` is what the run's own time is called."""
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """The result for people, or as one JSON object on the last line."""
     record = result.to_json()
     if as_json:
         print(json.dumps(record, allow_nan=False))
         return
-    shown = {key: value for key, value in record.items() if value not in (None, {}, [])}
+    shown = {key: value for key, value in record.items() if value not in (None, {}, []) and key != "clock"}
     width = max(len(key) for key in shown)
     for key, value in shown.items():
-        name = f"{clock}_seconds" if key == "virtual_seconds" else key
+        name = f"{result.clock}_seconds" if key == "virtual_seconds" else key
         print(f"{name.replace('_', ' '):<{width}}  {_told(value)}")
-
-
-def clock_of(config: RunConfig) -> str:
-    """What the clock of a run is called that has no host."""
-    from holdfast.report.terminal import REAL, VIRTUAL
-
-    return VIRTUAL if config.pipeline.engine == "memory" else REAL
 
 
 @contextmanager

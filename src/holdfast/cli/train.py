@@ -42,12 +42,12 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a model in one run, with or without attackers."""
-    from holdfast.cli.session import clock_of, run_experiment, show_result
+    from holdfast.cli.session import run_experiment, show_result
 
     tables = _tables(config, resume, settings, attack or [], rate, attack_stages)
     resolved = _resolve(tables, assign or [])
     result = run_experiment(resolved, resume=resume, quiet=quiet, verbose=verbose)
-    show_result(result, as_json=as_json, clock=clock_of(resolved))
+    show_result(result, as_json=as_json)
 
 
 def _tables(
@@ -58,9 +58,9 @@ def _tables(
     rate: float | None,
     attack_stages: str | None,
 ) -> dict[str, Any]:
-    from holdfast.config import read_toml
     from holdfast.errors import ConfigError
     from holdfast.settings import add_attacks, merge, run_directory
+    from holdfast.toml import read_toml
 
     if config is not None and resume is not None:
         raise ConfigError(f"got both {config} and --resume {resume}; a resumed run has its settings in {resume}/config.toml")
@@ -75,8 +75,9 @@ def _tables(
 
 
 def _resolve(tables: dict[str, Any], assignments: list[str]) -> RunConfig:
-    from holdfast.config import assign, resolve
+    from holdfast.config import resolve
     from holdfast.presets import default_out
+    from holdfast.toml import assign
 
     resolved = resolve(assign(tables, assignments))
     if resolved.output.dir is None:

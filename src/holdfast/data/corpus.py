@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from holdfast.config import parse_spec
 from holdfast.data import hub
 from holdfast.data.embedded import embedded_documents
 from holdfast.data.files import SUFFIXES, Split, read_documents, read_folder
 from holdfast.data.synthetic import MarkovSource
 from holdfast.errors import ConfigError, DataError
+from holdfast.toml import parse_spec
 
 FOLDERS = {"wikitext2": "wikitext-2", "arxiv": "arxiv-abstracts", "openwebtext": "openwebtext-1000"}
 OPENWEBTEXT_TRAIN, OPENWEBTEXT_VALIDATION = slice(0, 900), slice(900, 950)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.config import parse_spec
 from holdfast.data.files import Split, check_text
 from holdfast.errors import ConfigError, DataError, MissingExtra
+from holdfast.toml import parse_spec
 
 
 @dataclass(frozen=True)

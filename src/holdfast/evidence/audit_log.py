@@ -4,7 +4,8 @@
 
     intact       everything follows, up to the closing record
     incomplete   as far as it goes it follows, but it ends before its closing record: a killed run, or a log cut short
-    altered      a line is not what was written: edited, moved, removed, or signed with another key
+    altered      a line is not what was written: edited, moved, removed, or signed with another key than the first
+    other key    the log is not signed by the key that the auditor gave: nothing in it counts
     unsound      whoever holds the coordinator's key wrote what does not follow from the evidence beside it
 
 Nothing behind the first fault counts.
@@ -30,6 +31,7 @@ class Status(enum.StrEnum):
     INTACT = "intact"
     INCOMPLETE = "incomplete"
     ALTERED = "altered"
+    OTHER_KEY = "other-key"
     UNSOUND = "unsound"
 
 
@@ -37,8 +39,9 @@ class Status(enum.StrEnum):
 class Audit:
     """What the log proves. `records` are those before the first fault, `fault` says what it is (empty: none).
 
-    `pinned` says whether the signing key is the one that the auditor asked for (None: none was asked for), and `live` that
-    somebody was writing the log when it was read, who asks must know.
+    `pinned` says whether the signing key is that of the fingerprint `pin` (None: none was asked for), `since` whether the log
+    still has the record that was its last one in an earlier audit (None: none was named), and `live` that somebody was writing
+    the log when it was read, who asks must know.
     """
 
     status: Status
@@ -50,6 +53,8 @@ class Audit:
     opening: Opening | None
     book: CaseBook
     live: bool = False
+    pin: str | None = None
+    since: bool | None = None
 
     @property
     def disputes(self) -> list[Dispute]:
@@ -69,6 +74,11 @@ class Audit:
         """Whether the log is whole and proves nothing against anybody."""
         return self.status is Status.INTACT and not self.guilty
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a run was writing the log, and nothing is wrong as far as it goes."""
+        return self.live and self.status is Status.INCOMPLETE and not self.guilty
+
     def to_json(self) -> dict[str, Any]:
         opening = self.opening
         return {
@@ -79,6 +89,7 @@ class Audit:
             "last": self.last.hex(),
             "signer": self.signer,
             "pinned": self.pinned,
+            "since": self.since,
             "run": opening.run if opening else None,
             "derived_keys": list(opening.derived) if opening else [],
             "version": self.book.version,
@@ -107,17 +118,19 @@ def _is_record(line: bytes) -> bool:
     return isinstance(content, dict) and {"kind", "previous", "signature"} <= content.keys()
 
 
-def audit(data: bytes, law: Law, pinned: str | None = None, *, live: bool = False) -> Audit:
-    """Audit the bytes of a log; `pinned` is the fingerprint that its signer must have, `live` whether it is being written.
+def audit(data: bytes, law: Law, pinned: str | None = None, *, live: bool = False, since: bytes | None = None) -> Audit:
+    """Audit the bytes of a log; `pinned` is the fingerprint that its signer must have, `live` whether it is being written,
+    `since` the hash of a record that an earlier audit saw: a log that has it no longer was cut short or written anew.
 
     Raises nothing, whatever the bytes.
     """
-    reader = _Reader(law, pinned)
+    reader = _Reader(law, pinned, since)
     for line, whole in lines_of(data):
         if not whole:
             reader.stop(Status.INCOMPLETE, f"{_truncated(reader.records)}: the last line is torn")
         elif reader.status is Status.INTACT:
             reader.read(line)
+    reader.check_since()
     if reader.status is Status.INTACT and not reader.book.closed:
         reader.stop(Status.INCOMPLETE, f"{_truncated(reader.records)}: there is no closing record")
     return replace(reader.result(), live=live and reader.status is Status.INCOMPLETE)
@@ -130,11 +143,13 @@ def _truncated(records: int) -> str:
 class _Reader:
     """Reads line after line until the first fault."""
 
-    def __init__(self, law: Law, pinned: str | None) -> None:
+    def __init__(self, law: Law, pinned: str | None, since: bytes | None) -> None:
         self.status = Status.INTACT
         self.book = CaseBook(law)
         self.records = 0
         self._pinned = pinned
+        self._since = since
+        self._has_since = since is None
         self._fault = ""
         self._last = FIRST
         self._key = b""
@@ -149,6 +164,9 @@ class _Reader:
         try:
             entry = read_line(line)
             self._place(entry)
+            if entry.seq == 0 and not self._is_pinned:
+                self.stop(Status.OTHER_KEY, f"the log is signed by {self.signer}, and the key given is {self._pinned}")
+                return
         except ProtocolError as error:
             self.stop(Status.ALTERED, f"line {self.records + 1}: {error}")
             return
@@ -158,6 +176,15 @@ class _Reader:
             self.stop(Status.UNSOUND, f"record {entry.seq}: {error}")
             return
         self.records, self._last = self.records + 1, entry.digest
+        self._has_since |= entry.digest == self._since
+
+    def check_since(self) -> None:
+        """Whether it is the log that was seen before, and goes on; of one that breaks off at a fault that is not asked."""
+        if self.status in (Status.INTACT, Status.INCOMPLETE) and not self._has_since:
+            self.status = Status.ALTERED
+            self._fault = (
+                "the last record of the earlier audit is not in it: it was cut short or written anew, or it is another log"
+            )
 
     def _place(self, entry: Entry) -> None:
         """Whether the line stands where it was written, by whoever wrote the first one."""
@@ -170,8 +197,6 @@ class _Reader:
                 raise ProtocolError("the log does not begin with an opening record")
             self._opening = entry.record
             self._key = entry.record.keys.get(COORDINATOR, b"")
-            if self._pinned is not None and not self.signer.startswith(self._pinned):
-                raise ProtocolError(f"the log is signed by {self.signer}, not by the pinned key {self._pinned}")
         if not entry.signed_by(self._key):
             raise ProtocolError("its signature is not the coordinator's: edited, or signed with another key")
 
@@ -179,12 +204,25 @@ class _Reader:
     def signer(self) -> str:
         return fingerprint(self._key) if self._key else ""
 
+    @property
+    def _is_pinned(self) -> bool:
+        return self._pinned is None or (self._key != b"" and self.signer.startswith(self._pinned))
+
     def result(self) -> Audit:
         if self.status is not Status.INTACT:
             self.book.cut_off()
-        pinned = None if self._pinned is None else self.signer.startswith(self._pinned) and self._key != b""
-        book = self.book
-        return Audit(self.status, self._fault, self.records, self._last, self.signer, pinned, self._opening, book)
+        return Audit(
+            self.status,
+            self._fault,
+            self.records,
+            self._last,
+            self.signer,
+            None if self._pinned is None else self._is_pinned,
+            self._opening,
+            self.book,
+            pin=self._pinned,
+            since=None if self._since is None else self._has_since,
+        )
 
 
 def _draws_json(draws: Draws | None) -> dict[str, Any] | None:

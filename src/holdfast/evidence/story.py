@@ -27,6 +27,7 @@ HEADLINES = {
     Status.INTACT: "intact: every record is there, in order, as it was signed",
     Status.INCOMPLETE: "INCOMPLETE: the run was killed, or is still going on elsewhere, or the log was cut short",
     Status.ALTERED: "ALTERED: the log was tampered with",
+    Status.OTHER_KEY: "OTHER KEY: the log is not signed by the key that was given",
     Status.UNSOUND: "UNSOUND: the signed records contradict their own evidence",
 }
 BASES = {
@@ -73,6 +74,9 @@ def printable(line: str) -> str:
 
 
 def _page(audit: Audit) -> Iterator[str]:
+    if audit.status is Status.OTHER_KEY:
+        yield from _by_another_key(audit)
+        return
     yield from _about_the_log(audit)
     if audit.disputes:
         yield ""
@@ -90,8 +94,22 @@ def _page(audit: Audit) -> Iterator[str]:
     yield from _how_far(audit)
 
 
+def _by_another_key(audit: Audit) -> Iterator[str]:
+    """Whose log it is, and what that means; what stands in it is nobody's word that the reader knows."""
+    yield "NOT SIGNED BY THIS KEY: nothing in this log counts for a run of the key that was given"
+    yield f"signed by  {audit.signer}"
+    yield f"given      {audit.pin}"
+    yield f"run        {audit.opening.run if audit.opening else 'unknown'}, as the log says"
+    yield ""
+    yield "Either the key given is not that of this run's coordinator, or somebody else has written this log, or wrote it anew."
+    yield "Get the fingerprint from whoever ran the coordinator, by another way than the log (`holdfast host` tells its key)."
+    yield "No line behind the first was read: nobody is proven guilty, and nobody is cleared."
+
+
 def _how_far(audit: Audit) -> Iterator[str]:
-    if audit.status is not Status.INTACT:
+    if audit.unfinished:
+        yield f"So far: what is said above rests on the {audit.records} records that were there, and the run goes on."
+    elif audit.status is not Status.INTACT:
         name = HEADLINES[audit.status].partition(":")[0]
         yield f"{name}: what is said above rests on the first {audit.records} records only."
 
@@ -109,6 +127,8 @@ def _explain(audit: Audit, dispute: Dispute) -> Iterator[str]:
 
 def _about_the_log(audit: Audit) -> Iterator[str]:
     yield from _whose_word(audit)
+    if audit.records:
+        yield f"last       {audit.last.hex()}{' (goes on from the earlier audit)' if audit.since else ''}"
     yield from _about_the_draws(audit)
     for seq in audit.book.interruptions:
         yield f"           the run was killed before record {seq}, where it goes on"
@@ -124,6 +144,7 @@ def _whose_word(audit: Audit) -> Iterator[str]:
     yield f"run        {opening.run if opening else 'unknown'}, sealed up to version {audit.book.version}"
     if audit.live:
         yield f"log        INCOMPLETE so far: a run is going on here and writes this log; {audit.records} records up to now"
+        yield "           (that a process holds it open is this machine's word: nothing in the log shows that its end is there)"
     else:
         yield f"log        {HEADLINES[audit.status]}"
     if audit.fault and not audit.live:

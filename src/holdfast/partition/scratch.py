@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.config import parse_spec
 from holdfast.errors import ConfigError
+from holdfast.toml import parse_spec
 
 _INTEGERS = ("layers", "width", "heads", "kv_heads", "hidden", "vocabulary", "positions", "projection")
 _FLAGS = ("tied", "post_norm")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from holdfast.claim import StageState
+from holdfast.claim import StageState, version_in
 from holdfast.partition import Plan
 
 KINDS = ("exp_avg", "exp_avg_sq")
@@ -43,7 +43,7 @@ def recut(states: Mapping[int, StageState], plan: Plan) -> dict[int, StageState]
     weights = {name: tensor for state in states.values() for name, tensor in state.weights.items()}
     moments = {name: tensor for state in states.values() for name, tensor in state.moments.items()}
     updates = {name.rpartition(".")[0]: state.updates for state in states.values() for name in state.moments}
-    version = next(iter(states.values())).version
+    version = version_in(states)
     try:
         return staged(plan, version, weights, moments, updates)
     except UnlikeAge:

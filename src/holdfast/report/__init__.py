@@ -3,7 +3,7 @@
     event --> JsonlReport --> report.jsonl --> read_run --> RunRecord --> render_html, render_markdown, render_csv
           --> progress (terminal), TensorBoard
 
-An observer is called with every event and its virtual time; none of them changes what the run does.
+An observer is called with every event and its time by the run's clock; none of them changes what the run does.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ FEWEST, MOST = 14, 38
 """Signs of a label that there is room for, at least and at most; a longer label is cut."""
 MOST_HOVERS = 160
 LOG_ABOVE = 20.0
-LABEL_GAP = 18.0
+LABEL_GAP, LIFT = 18.0, 16.0
+"""Between two labels, and of the label of a line that ends inside the frame above its end, where others go on."""
 
 Points = list[tuple[int, float]]
 
@@ -100,16 +101,49 @@ def _hovers(label: str, points: Points, x: Axis, y: Axis) -> str:
 
 
 def _labels(runs: Sequence[RunRecord], curves: Sequence[Points], x: Axis, y: Axis, colours: Sequence[str]) -> str:
-    ends = [next((loss for _, loss in reversed(running_median(points)) if math.isfinite(loss)), y.high) for points in curves]
-    places = spread([y.at(loss) for loss in ends], LABEL_GAP, TOP + 8, HEIGHT - BOTTOM)
+    """A name at the end of each line. That of a line that ends inside the frame is there too, a little above it; among names
+    that would overlap, some make way.
+    """
+    ends = [_end(points, x, y) for points in curves]
+    names = [_short(run.label, MOST) for run in runs]
+    starts = [at + LEADER for at, _ in ends]
+    wanted = [height if at >= x.end else height - LIFT for at, height in ends]
+    places = list(wanted)
+    for group in _overlapping([(start, start + SIGN * len(name)) for start, name in zip(starts, names, strict=True)]):
+        apart = spread([wanted[index] for index in group], LABEL_GAP, TOP + 8, HEIGHT - BOTTOM)
+        for index, place in zip(group, apart, strict=True):
+            places[index] = place
     parts = []
-    for run, loss, place, colour in zip(runs, ends, places, colours, strict=True):
-        edge = x.end
-        parts.append(
-            element("path", d=f"M{edge + 3:.1f} {y.at(loss):.1f}L{edge + 14:.1f} {place:.1f}h6", class_=f"leader {colour}")
-        )
-        parts.append(text(_short(run.label, MOST), x=edge + 25, y=place + 4, class_=f"label {colour}"))
+    for name, (at, height), place, colour in zip(names, ends, places, colours, strict=True):
+        inside = " inside" if at < x.end else ""
+        if inside:
+            parts.append(element("circle", cx=at, cy=height, r=3.5, class_=f"end-dot {colour}"))
+        parts.append(element("path", d=f"M{at + 3:.1f} {height:.1f}L{at + 14:.1f} {place:.1f}h6", class_=f"leader {colour}"))
+        parts.append(text(name, x=at + LEADER - 1, y=place + 4, class_=f"label {colour}{inside}"))
     return "".join(parts)
+
+
+def _end(points: Points, x: Axis, y: Axis) -> tuple[float, float]:
+    """Where a line ends; one without any number, as if it reached the edge at the top."""
+    found = next(((step, loss) for step, loss in reversed(running_median(points)) if math.isfinite(loss)), None)
+    return (x.end, y.end) if found is None else (x.at(found[0]), y.at(found[1]))
+
+
+def _overlapping(spans: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """The indices of the spans, those together that overlap, by way of others too.
+
+    >>> _overlapping([(0, 4), (9, 12), (3, 6)])
+    [[0, 2], [1]]
+    """
+    groups: list[list[int]] = []
+    reach = -math.inf
+    for index in sorted(range(len(spans)), key=lambda index: spans[index]):
+        if spans[index][0] < reach:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+        reach = max(reach, spans[index][1])
+    return groups
 
 
 def _room(runs: Sequence[RunRecord]) -> float:

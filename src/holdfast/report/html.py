@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from holdfast.event import REAL, VIRTUAL
 from holdfast.evidence.story import printable
 from holdfast.report.changes import account, verdict
 from holdfast.report.comparison import clean_run
@@ -19,11 +20,16 @@ from holdfast.report.curves import loss_curves
 from holdfast.report.pipeline import pipeline_drawing
 from holdfast.report.placements import placement_table
 from holdfast.report.record import RunRecord
-from holdfast.report.tables import HEADINGS, Row, against_clean, figure, rows
+from holdfast.report.tables import Row, against_clean, columns, content, figure, rows
 from holdfast.report.timeline import legend, timeline
 
 OTHERS = ("amber", "teal", "violet", "slate")
 MOST_SENTENCES = 20
+MEANINGS = {
+    VIRTUAL: "Virtual seconds are those of the described cluster, in which each worker is a machine of its own.",
+    REAL: "Run seconds are real ones, in which the stages were deployed; wall seconds are all of them.",
+}
+"""What the time of a run means, by the name of its clock."""
 
 
 def render_html(runs: Sequence[RunRecord]) -> str:
@@ -123,28 +129,27 @@ def _tiles(runs: Sequence[RunRecord]) -> str:
 
 
 def _words(runs: Sequence[RunRecord]) -> str:
-    if not any(run.config.get("attack") for run in runs):
-        return ""
-    return (
-        '<p class="note words">A claim is one tensor that one stage sends for one micro-batch. '
-        "Dropped: thrown away with its step before anybody had to rule on it.</p>"
-    )
+    said = [MEANINGS[clock] for clock in dict.fromkeys(run.clock for run in runs) if clock in MEANINGS]
+    if any(run.config.get("attack") for run in runs):
+        said.insert(0, "A claim is one tensor that one stage sends for one micro-batch.")
+        said.insert(1, "Dropped: thrown away with its step before anybody had to rule on it.")
+    return f'<p class="note words">{" ".join(said)}</p>' if said else ""
 
 
 def _table(runs: Sequence[RunRecord], colours: Sequence[str]) -> str:
     left = {"label", "weights", "remedy"}
-    shown = {name: heading for name, heading in HEADINGS.items() if name != "defence"}
-    heads = "".join(f"<th{'' if name in left else ' class=num'}>{heading}</th>" for name, heading in shown.items())
-    body = "".join(_table_row(row, colour) for row, colour in zip(rows(runs), colours, strict=True))
+    shown = {name: heading for name, heading in columns(runs).items() if name != "defence"}
+    heads = "".join(f"<th{'' if name in left else ' class=num'}>{escape(heading)}</th>" for name, heading in shown.items())
+    body = "".join(_table_row(row, shown, colour) for row, colour in zip(rows(runs), colours, strict=True))
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _table_row(row: Row, colour: str) -> str:
+def _table_row(row: Row, shown: Iterable[str], colour: str) -> str:
     marks = {"equal": "✓ equal to clean", "differ": "differ", "reference": "reference"}
     defence = "" if row.defence == "none" else f"<small>{escape(row.defence)}</small>"
     cells = [f'<td><i class="swatch {colour}"></i>{escape(row.label)}{defence}</td>']
-    for name in list(HEADINGS)[2:]:
-        value = escape(str(getattr(row, name)))
+    for name in list(shown)[1:]:
+        value = escape(content(row, name))
         if name == "weights":
             digest = f"<code>{escape(row.digest)}</code>" if row.digest else ""
             cells.append(f'<td class="weights {value if value in marks else "other"}">{marks.get(value, value)}{digest}</td>')
@@ -198,7 +203,7 @@ def _catches(run: RunRecord) -> str:
         f"<td class=num>{catch.last_step}</td></tr>"
         for catch in run.catches
     )
-    names = ("stage", "proven lies", "first caught in step", "at virtual s", "last in step")
+    names = ("stage", "proven lies", "first caught in step", f"at {escape(run.clock)} s", "last in step")
     heads = "<th>worker</th>" + "".join(f"<th class=num>{name}</th>" for name in names)
     return f'<div class="wide"><table class="narrow"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 

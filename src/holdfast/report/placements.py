@@ -43,7 +43,7 @@ def placement_table(run: RunRecord) -> str:
         rows.append(f"<tr>{''.join(columns)}</tr>")
     if not rows:
         return ""
-    heads = "<th class=num>from step</th><th>layers</th><th class=num>predicted s</th><th class=num>real s</th><th>why</th>"
+    heads = "<th class=num>from step</th><th>layers</th><th class=num>predicted s</th><th class=num>measured s</th><th>why</th>"
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 

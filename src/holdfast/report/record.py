@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
+from holdfast.atomic import write_file
 from holdfast.config import resolve
 from holdfast.errors import ConfigError, DataError
-from holdfast.event import SCHEMA, Event, to_record
+from holdfast.event import CLOCKS, REAL, SCHEMA, VIRTUAL, Event, to_record
 from holdfast.plain import fits, from_own_json, from_toml
 from holdfast.report.jsonl import finite, read_report
 from holdfast.result import RunResult
@@ -60,6 +61,11 @@ class RunRecord:
         return int(named if named is not None else len(self.started.get("stages", ())))
 
     @property
+    def clock(self) -> str:
+        """What the run's own clock is called: VIRTUAL, REAL, or both."""
+        return clock_of(self.result, self.config)
+
+    @property
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of each sealed step in order; after a rollback or a resume the later seal counts."""
         return sorted({record["step"]: number(record["loss"]) for record in self.of("StepSealed")}.items())
@@ -90,6 +96,13 @@ class RunRecord:
         return list(found.values())
 
 
+def clock_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the clock of a run is called by its result, or where that is older and does not say it, by its settings."""
+    usual = VIRTUAL if config.get("pipeline", {}).get("engine", "memory") == "memory" else REAL
+    told = result.get("clock")
+    return told if told in CLOCKS else usual
+
+
 def number(value: Any) -> float:
     """A float out of JSON, where NaN and infinity are strings and what was not measured is null.
 
@@ -110,9 +123,8 @@ def write_run(directory: Path, label: str, result: Mapping[str, Any]) -> None:
     """Write `run.json` whole or not at all: it says that the run in `directory` ended."""
     content = {"schema": SCHEMA, "holdfast": holdfast.__version__, "label": label, "result": finite(dict(result))}
     directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / "run.json.part"
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(directory / "run.json")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_file(directory / "run.json", text.encode(), mode=0o644)
 
 
 def read_run(directory: Path) -> RunRecord:
@@ -139,7 +151,8 @@ def read_run(directory: Path) -> RunRecord:
 
 def read_result(directory: Path) -> RunResult:
     """What the run in `directory` came to, as it was returned then. Raises DataError."""
-    found = read_run(directory).result
+    run = read_run(directory)
+    found = {"clock": run.clock, **run.result}
     kinds = typing.get_type_hints(RunResult)
     values: dict[str, Any] = {
         name: math.nan if value is None and kinds[name] is float else value for name, value in found.items() if name in kinds

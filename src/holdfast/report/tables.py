@@ -34,7 +34,8 @@ class Row:
     false_alarms: str
     remedy: str
     seconds: str
-    virtual_seconds: str
+    clock: str
+    clock_seconds: str
 
 
 HEADINGS = {
@@ -50,8 +51,8 @@ HEADINGS = {
     "false_alarms": "false alarms",
     "remedy": "remedy",
     "seconds": "wall s",
-    "virtual_seconds": "virtual s",
 }
+"""The columns that every comparison has. Behind them stands one for each clock that a run had: see `columns`."""
 
 
 def rows(runs: Sequence[RunRecord]) -> list[Row]:
@@ -62,18 +63,34 @@ def rows(runs: Sequence[RunRecord]) -> list[Row]:
 
 def render_markdown(runs: Sequence[RunRecord]) -> str:
     """The comparison as a Markdown table with a line of column names."""
-    return pipes(list(HEADINGS.values()), [[getattr(row, name) for name in HEADINGS] for row in rows(runs)])
+    shown = columns(runs)
+    return pipes(list(shown.values()), [[content(row, name) for name in shown] for row in rows(runs)])
+
+
+def columns(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """The headings by column: HEADINGS, and a time for each clock; virtual seconds and real ones cannot be compared."""
+    return {**HEADINGS, **{run.clock: f"{run.clock} s" for run in runs}}
+
+
+def content(row: Row, column: str) -> str:
+    """What a row has in a column of `columns`."""
+    if column in HEADINGS:
+        return str(getattr(row, column))
+    return row.clock_seconds if column == row.clock else "–"
 
 
 def render_csv(runs: Sequence[RunRecord]) -> str:
-    """Every number of `train --json` as one line a run, unrounded; nested counts are left to run.json."""
+    """Every number of `train --json` as one line a run, unrounded, and the name of its clock; nested counts are in run.json."""
     keys: dict[str, None] = {}
-    for run in runs:
-        keys |= dict.fromkeys(key for key, value in run.result.items() if not isinstance(value, (dict, list)))
+    told = [{"clock": run.clock, **run.result} for run in runs]
+    for result in told:
+        keys |= dict.fromkeys(key for key, value in result.items() if not isinstance(value, (dict, list)))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["label", "defence", *keys])
-    writer.writerows([[run.label, run.defence, *(run.result.get(key, "") for key in keys)] for run in runs])
+    writer.writerows(
+        [run.label, run.defence, *(result.get(key, "") for key in keys)] for run, result in zip(runs, told, strict=True)
+    )
     return buffer.getvalue()
 
 
@@ -109,7 +126,8 @@ def _row(run: RunRecord, reference: RunRecord | None) -> Row:
         false_alarms=counts["false_alarms"],
         remedy=_remedy(run),
         seconds=figure(number(run.result.get("seconds"))),
-        virtual_seconds=figure(number(run.result.get("virtual_seconds"))),
+        clock=run.clock,
+        clock_seconds=figure(number(run.result.get("virtual_seconds"))),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from holdfast.event import (
+    VIRTUAL,
     Alert,
     Banned,
     CheckpointFailed,
@@ -64,7 +65,7 @@ class Tally:
     timed_tokens: int = 0
     wall_seconds: float = 0.0
     since: float | None = None
-    time: str = "virtual"
+    time: str = VIRTUAL
 
     def __call__(self, event: Event, seconds: float) -> None:
         self.virtual_seconds = seconds

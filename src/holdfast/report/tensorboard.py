@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import MissingExtra
-from holdfast.event import Alert, Evaluated, Event, Ruling, RunFinished, StepSealed
+from holdfast.event import VIRTUAL, Alert, Evaluated, Event, Ruling, RunFinished, StepSealed
 
 
 def require_tensorboard() -> Any:
@@ -19,9 +19,13 @@ def require_tensorboard() -> Any:
 
 
 class TensorBoard:
-    """Observer that writes scalars under `directory`; raises MissingExtra where tensorboard is not installed."""
+    """Observer that writes scalars under `directory`; `clock` is what the time of events is called.
 
-    def __init__(self, directory: Path) -> None:
+    Raises MissingExtra where tensorboard is not installed.
+    """
+
+    def __init__(self, directory: Path, clock: str = VIRTUAL) -> None:
+        self._time = f"time/{clock}_seconds"
         self._writer: Any = require_tensorboard()(str(directory))
         self._alerts = 0
         self._rulings = 0
@@ -37,7 +41,7 @@ class TensorBoard:
                         "train/learning_rate": event.learning_rate,
                         "defence/alerts": self._alerts,
                         "defence/rulings": self._rulings,
-                        "time/virtual_seconds": seconds,
+                        self._time: seconds,
                     },
                 )
             case Evaluated():

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
 
 from holdfast.event import (
+    VIRTUAL,
     Banned,
     CheckpointFailed,
     CheckpointWritten,
@@ -31,11 +32,7 @@ from holdfast.report.log import Log
 from holdfast.report.tally import Tally, tell
 
 Observer = Callable[[Event, float], None]
-"""Called with every event of a run and its virtual time in seconds, from the thread of the run; must not raise."""
-
-VIRTUAL = "virtual"
-REAL = "run"
-"""What the clock of an engine is called: of a described cluster, or of the run itself."""
+"""Called with every event of a run and its time in seconds, by the run's clock, from the thread of the run; must not raise."""
 
 REFRESH_PER_SECOND = 8
 LINES_A_RUN = 10

@@ -47,7 +47,7 @@ def timeline(run: RunRecord) -> str:
     parts = [_frame(x, rows, bottom)]
     parts += [_bar(record, x, rows) for record in bars]
     parts += [_turn(record, x, bottom) for record in turns]
-    parts += [_mark(key, records, x, rows) for key, records in marks.items()]
+    parts += [_mark(key, records, x, rows, run.clock) for key, records in marks.items()]
     return drawing(WIDTH, bottom + BOTTOM, f"What was caught in {run.label}, by step and stage", *parts)
 
 
@@ -94,7 +94,7 @@ def _frame(x: Axis, rows: Mapping[int, float], bottom: float) -> str:
     return "".join(parts)
 
 
-def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, rows: Mapping[int, float]) -> str:
+def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, rows: Mapping[int, float], clock: str) -> str:
     step, stage, direction = key
     if stage not in rows:
         return ""
@@ -102,7 +102,7 @@ def _mark(key: tuple[int, int, str], records: list[Mapping[str, Any]], x: Axis, 
     suspects = sorted({worker for record in records for worker in record.get("suspects", ())})
     what = f"{' and '.join(culprits)} lied in" if culprits else f"nobody proven, suspects {', '.join(suspects)}, for"
     reasons = ", ".join(sorted({record["reason"] for record in records}))
-    when = f"virtual {records[0]['seconds']:.2f} s"
+    when = f"{clock} second {records[0]['seconds']:.2f}"
     told = f"step {step}: {what} {_claims(len(records), direction)} of stage {stage} ({reasons}), {when}"
     place = f"translate({x.at(step):.1f} {rows[stage] + OFFSETS[direction]:.1f}) scale(.85)"
     kind = "lie" if culprits else "unclear"

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from holdfast.config import RunConfig, resolve, toml_literal, toml_value
+from holdfast.config import RunConfig, resolve
 from holdfast.sweep.content import with_contents
+from holdfast.toml import toml_literal, toml_value
 
 Scalar = str | int | float | bool | None
 
@@ -54,17 +55,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The axes in words.
+        """The axes in words, without those that say nothing.
 
-        >>> Cell({"attack": "sign-flip", "rate": 0.5}, {}).name
+        >>> Cell({"attack": "sign-flip", "rate": 0.5, "way": ""}, {}).name
         'attack sign-flip, rate 0.5'
         """
-        return ", ".join(f"{axis} {shown(value)}" for axis, value in self.axes.items()) or self.key[:12]
+        return in_words(self.axes) or self.key[:12]
 
     @property
     def command(self) -> str:
         """The command line that repeats this run alone: everything that is not a default is said."""
         return command_of(self.config)
+
+
+def in_words(axes: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{axis} {shown(value)}" for axis, value in axes.items() if value != "")
 
 
 def shown(value: Scalar) -> str:

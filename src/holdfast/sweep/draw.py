@@ -13,7 +13,7 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.sweep.cell import shown
 from holdfast.sweep.style import BLUE, GREY, STYLE, drawn, require_matplotlib
-from holdfast.sweep.table import WEIGHTS, Line, ResultTable, heading, value_of
+from holdfast.sweep.table import WEIGHTS, Line, ResultTable, value_of
 
 FAINT = "#9CC3DD"
 LOG_ABOVE = 20.0
@@ -95,7 +95,7 @@ def _panel(axes: Any, table: ResultTable, value: str) -> None:
     else:
         whole = all(value == int(value) for value in every)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
-    axes.set_xlabel(heading(value))
+    axes.set_xlabel(table.heading(value))
     axes.grid(axis="y", color="#ECECEC", lw=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

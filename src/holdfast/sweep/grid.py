@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import RunConfig, read_toml
+from holdfast.config import RunConfig
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.settings import SECTIONS, SETTINGS, add_attacks, merge, split_attack
 from holdfast.sweep.cell import Cell, Scalar
+from holdfast.toml import read_toml
 
 NONE = "none"
 """Stands for no attack, and for no fault."""

@@ -16,7 +16,7 @@ from holdfast.sweep.cell import shown
 from holdfast.sweep.draw import drawn_values, is_log, label_of
 from holdfast.sweep.frame import SEED
 from holdfast.sweep.record import Record
-from holdfast.sweep.table import Figure, Line, ResultTable, heading, value_of
+from holdfast.sweep.table import Figure, Line, ResultTable, value_of
 from holdfast.sweep.text import (
     ORIGIN_HEADINGS,
     axes_of,
@@ -63,7 +63,7 @@ _FOREST = "Faint: every run. Strong: mean and 95 % interval. Rest the pointer on
 
 
 def _titled(table: ResultTable, value: str) -> str:
-    return _capital(f"{table.part}: {heading(value)}" if table.part else heading(value))
+    return _capital(f"{table.part}: {table.heading(value)}" if table.part else table.heading(value))
 
 
 def _header(tables: Sequence[ResultTable], records: Sequence[Record]) -> str:
@@ -80,7 +80,7 @@ def _header(tables: Sequence[ResultTable], records: Sequence[Record]) -> str:
 
 def _table(table: ResultTable, number: int) -> str:
     heads = "".join(f"<th>{escape(axis.replace('_', ' '))}</th>" for axis in table.by)
-    heads += "".join(f"<th class=num>{escape(name)}</th>" for name in ("runs", *map(heading, table.values)))
+    heads += "".join(f"<th class=num>{escape(name)}</th>" for name in ("runs", *map(table.heading, table.values)))
     body = []
     before: list[str] = []
     for row, line in enumerate(table.lines):
@@ -129,7 +129,7 @@ def _cards(table: ResultTable, number: int) -> list[str]:
             heads = "<th>seed</th><th class=num>value</th><th>run</th><th>commit</th><th>cell</th>"
             cards.append(
                 f'<div popover id="{_card_id(number, row, column)}" class="card">'
-                f"<h3>{escape(_capital(heading(figure.value)))}: {escape(told(figure))}</h3>"
+                f"<h3>{escape(_capital(table.heading(figure.value)))}: {escape(told(figure))}</h3>"
                 f"<p class=note>{escape(label_of(line))}{_exactly(figure)}</p>"
                 f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
             )
@@ -158,10 +158,10 @@ def _forest(table: ResultTable, value: str) -> str:
     left = 24 + LETTER * max(len(label_of(line)) for line in table.lines)
     height = TOP + ROW * len(table.lines) + BOTTOM
     x = Axis(low / 1.1, high * 1.1, left, WIDTH - 24, log=True) if log else Axis(low - margin, high + margin, left, WIDTH - 24)
-    parts = [_ticks(x, value, height)]
+    parts = [_ticks(x, table.heading(value), height)]
     for row, line in enumerate(table.lines):
         parts.append(_row(line, table, value, x, TOP + ROW * (row + 0.5), index))
-    return drawing(WIDTH, height, f"{heading(value)}, a row for each place", *parts)
+    return drawing(WIDTH, height, f"{table.heading(value)}, a row for each place", *parts)
 
 
 def _row(line: Line, table: ResultTable, value: str, x: Axis, y: float, index: int) -> str:
@@ -181,7 +181,7 @@ def _row(line: Line, table: ResultTable, value: str, x: Axis, y: float, index: i
     return "".join(parts)
 
 
-def _ticks(x: Axis, value: str, height: float) -> str:
+def _ticks(x: Axis, heading: str, height: float) -> str:
     base = height - BOTTOM
     parts = []
     for tick in x.ticks(8):
@@ -189,7 +189,7 @@ def _ticks(x: Axis, value: str, height: float) -> str:
         parts.append(element("line", x1=here, x2=here, y1=TOP, y2=base, class_="grid"))
         parts.append(text(f"{tick:g}", x=here, y=base + 20, class_="tick middle"))
     parts.append(element("line", x1=x.start, x2=x.end, y1=base, y2=base, class_="axis"))
-    unit = heading(value) + (", log scale" if x.log else "")
+    unit = heading + (", log scale" if x.log else "")
     parts.append(text(unit, x=x.end, y=height - 6, class_="tick end"))
     return "".join(parts)
 

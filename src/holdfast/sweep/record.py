@@ -18,7 +18,8 @@ from holdfast.atomic import write_file
 from holdfast.errors import DataError
 from holdfast.plain import from_own_json
 from holdfast.report.jsonl import finite
-from holdfast.sweep.cell import TRAINING, Scalar, shown
+from holdfast.report.record import clock_of
+from holdfast.sweep.cell import TRAINING, Scalar, in_words
 
 SCHEMA = 1
 LINES = "cells.jsonl"
@@ -52,8 +53,13 @@ class Record:
         return self.result is not None
 
     @property
+    def clock(self) -> str:
+        """What the run's own clock is called."""
+        return clock_of(self.result or {}, self.tables)
+
+    @property
     def name(self) -> str:
-        return ", ".join(f"{axis} {shown(value)}" for axis, value in self.axes.items())
+        return in_words(self.axes)
 
 
 def packed(record: Record) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from holdfast.sweep.frame import SEED, Mean, mean, number
 from holdfast.sweep.record import Record
 
 PERPLEXITY, WEIGHTS, RATIO = "validation_perplexity", "weights", "against_clean"
+TIME = "virtual_seconds"
 PART = "part"
 """The axis of an experiment whose cells are of several kinds, each with a table of its own."""
 COUNTS = ("attacked_claims", "detected", "missed", "false_alarms", "claims_replaced", "stages_skipped", "steps_restarted")
@@ -32,7 +33,6 @@ HEADINGS = {
     "claims_replaced": "replaced",
     "stages_skipped": "stages skipped",
     "steps_restarted": "steps restarted",
-    "virtual_seconds": "virtual s",
     "seconds": "wall s",
     "tokens_per_second": "tokens/s",
     "extra_s": "seconds lost",
@@ -99,6 +99,10 @@ class ResultTable:
         return [
             axis for axis in axes if any(len({record.axes.get(axis) for record in line.records}) > 1 for line in self.lines)
         ]
+
+    def heading(self, value: str) -> str:
+        """The name of a value for people."""
+        return heading(value, self.records)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values, a row each; what has no number is null."""
@@ -170,8 +174,10 @@ def make_tables(
     return found
 
 
-def heading(value: str) -> str:
-    """The name of a value for people."""
+def heading(value: str, records: Sequence[Record]) -> str:
+    """The name of a value for people; the time of the runs' own clock is called what those of `records` are."""
+    if value == TIME:
+        return " / ".join(dict.fromkeys(record.clock for record in records)) + " s"
     return HEADINGS.get(value, value.replace("_", " "))
 
 
@@ -227,7 +233,7 @@ def _named(values: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
     """The values by their own names; what the table shows as a column's heading is a name as well."""
     known = dict.fromkeys([key for record in records for key in record.result or {}] + [RATIO, WEIGHTS])
     failed = all(not record.ok for record in records)
-    by_heading = {told: value for value, told in HEADINGS.items() if value in known}
+    by_heading = {told: value for value, told in HEADINGS.items() if value in known} | {heading(TIME, records): TIME}
     found = []
     for value in values:
         if value not in known and value not in by_heading and not failed:

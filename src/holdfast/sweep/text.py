@@ -14,12 +14,12 @@ from holdfast.report.pipes import NOTHING, cell, pipes
 from holdfast.sweep.cell import shown
 from holdfast.sweep.frame import SEED, frame
 from holdfast.sweep.record import Record
-from holdfast.sweep.table import PART, RATIO, WEIGHTS, Figure, Line, ResultTable, heading, value_of
+from holdfast.sweep.table import PART, RATIO, WEIGHTS, Figure, Line, ResultTable, value_of
 
 
 def plain_rows(table: ResultTable) -> tuple[list[str], list[list[str]]]:
     """Headings and rows, ready to print."""
-    headings = [*table.by, "runs", *(heading(value) for value in table.values)]
+    headings = [*table.by, "runs", *(table.heading(value) for value in table.values)]
     return headings, [[*map(shown, line.place.values()), runs_of(line), *map(told, line.figures)] for line in table.lines]
 
 
@@ -70,7 +70,7 @@ def explanation(table: ResultTable) -> str:
     """What the numbers are, in a sentence or two."""
     words = ["Mean ± half of the 95 % interval (Student's t) over the runs of a row"]
     if table.geometric:
-        names = _capital(", ".join(map(heading, table.geometric)))
+        names = _capital(", ".join(map(table.heading, table.geometric)))
         words = [f"{names}: geometric mean [95 % interval]; others: mean ± half of the interval"]
     if table.seeds == 1:
         words = ["One run a row, so no interval"]

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from holdfast.errors import NetworkError
 from holdfast.transport.endpoint import Credentials
 from holdfast.transport.link import STREAMS, StreamKind
+from holdfast.transport.listening import cannot_listen
 from holdfast.transport.packet import MAX_PACKET_BYTES
 
 SERVICE = "holdfast.Wire"
@@ -152,14 +152,14 @@ class Door:
         )
 
     async def open(self, listen: str) -> str:
-        """Listen at "ip:port" (port 0: any free one); the address. Raises NetworkError where that is not possible."""
+        """Listen at "ip:port" (port 0: any free one); the address. Raises CannotListen where that is not possible."""
         host, _, _ = listen.rpartition(":")
         try:
             port = self._server.add_secure_port(listen, self._credentials)
         except RuntimeError:
             port = 0
         if not host or not port:
-            raise NetworkError(f"cannot listen at {listen!r}; give a free ip:port of this machine, as in 127.0.0.1:0")
+            raise cannot_listen(listen)
         await self._server.start()
         return f"{host}:{port}"
 

@@ -39,7 +39,7 @@ class GrpcTransport(Transport):
     through which peers are reached that cannot be reached directly; None (or its own name) on the relay itself. Messages of a
     kind in `anytime` are received whatever generation of the cluster they are of.
 
-    Raises NetworkError if it cannot listen.
+    Raises CannotListen where the address cannot be had.
     """
 
     def __init__(

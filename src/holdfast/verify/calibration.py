@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.claim import Direction
-from holdfast.config import toml_literal
 from holdfast.errors import ConfigError
 from holdfast.plain import from_toml as tables_of
+from holdfast.toml import toml_literal
 from holdfast.verify.tolerance import CAP, EQUAL, ROW_CAP, Bound, Distance
 
 VERSION = 1

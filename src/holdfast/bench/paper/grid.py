@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from holdfast.bench.paper.columns import BEFORE, CLEAN, COLUMNS, Column
 from holdfast.bench.paper.pretrain import Starter
 from holdfast.bench.paper.scale import SCALES, Scale, overfitted
-from holdfast.config import RunConfig, assign, resolve
+from holdfast.config import RunConfig, resolve
 from holdfast.errors import ConfigError, HoldfastError, SetupError
 from holdfast.partition import describe
 from holdfast.settings import merge
 from holdfast.sweep.cell import TRAINING, Cell, Scalar
+from holdfast.toml import assign
 
 TABLES = tuple(COLUMNS)
 EVALUATION = "evaluation"
