@@ -92,5 +92,5 @@ def test_a_host_that_went_after_it_had_let_a_machine_in_is_not_waited_for_withou
     monkeypatch.setattr("holdfast.station.CONNECT_S", 0.1)
     line = Line()
     line.news = []
-    with pytest.raises(NetworkError, match="cannot be reached: its wire did not answer within 0.1 s"):
+    with pytest.raises(NetworkError, match=r"cannot be reached: its wire did not answer within 0\.1 s"):
         station(line).run()
