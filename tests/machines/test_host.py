@@ -95,7 +95,7 @@ def test_a_host_that_was_stopped_goes_on_with_the_machines_and_the_invites_that_
             wait_for(lambda: len(again.deployed) == 3)
 
     run = tmp_path / "run"
-    first = Opened(run, at=stop)
+    first = Opened(run, Premises(f"127.0.0.1:{free_port()}", uses=4), at=stop)
     invite = first.invite()
     visitors += [Visitor(invite, tmp_path / name) for name in "ab"]
     stopped = first.end()
@@ -118,7 +118,7 @@ def test_a_door_that_has_moved_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     told: list[list[str]] = []
     doors = []
-    for port in (0, 0, free_port()):
+    for port in (free_port(), 0, free_port()):
         told.append([])
         host = Host(resolve(SMALL), tmp_path / "run", Premises(door=f"127.0.0.1:{port}"), told[-1].append)
         engine = host.engine()
