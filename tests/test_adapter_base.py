@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.checkpoint import export_checkpoint
 from holdfast.config import DataConfig
-from holdfast.errors import CheckpointError
+from holdfast.errors import CheckpointError, ConfigError, PartitionError
 from holdfast.evaluate import evaluate_directory
 from holdfast.experiment import Experiment
 
@@ -47,3 +47,25 @@ def test_an_adapter_whose_base_nobody_kept_says_so(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": SMALL["model"]["name"]}))
     with pytest.raises(CheckpointError, match="an adapter for 'gpt2:layers=3,width=16,heads=2', a model that was made from"):
         evaluate_directory(out, DataConfig(**DATA))
+
+
+def test_an_adapter_is_no_model_to_begin_with(tmp_path: Path) -> None:
+    Experiment(**SMALL, steps=1, out=str(tmp_path / "run")).run()
+    with pytest.raises(CheckpointError, match="holds an adapter and no model"):
+        Experiment(**{**SMALL, "model": str(tmp_path / "run" / "model")}, steps=1).run()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("lora_rank", 3), ("lora_alpha", 8.0)])
+def test_a_run_keeps_the_rank_and_the_scale_of_its_adapters(tmp_path: Path, setting: str, value: float) -> None:
+    """Another scale went through: nothing of it is in a checkpoint's tensors."""
+    Experiment(**SMALL, steps=1, out=str(tmp_path / "run")).run()
+    option = setting.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"another --{option} is another run"):
+        Experiment(resume=tmp_path / "run", steps=2, **{setting: value}).run()
+
+
+def test_what_is_to_be_adapted_is_named() -> None:
+    with pytest.raises(ConfigError, match="without --lora-rank there are no adapters"):
+        Experiment(**{**SMALL, "model": {"name": SMALL["model"]["name"], "lora_targets": ["c_attn"]}})
+    with pytest.raises(PartitionError, match=r"cannot adapt nope in this model: it has c_attn, c_proj, c_fc$"):
+        Experiment(**{**SMALL, "model": {**SMALL["model"], "lora_targets": ["nope"]}}, steps=1).run()

@@ -491,7 +491,6 @@ def test_records_that_cannot_be_gone_on_with_are_told_before_a_checkpoint_is_giv
         (("--model", "gpt2:layers=3,width=16,heads=2", "--stages", "3", "--fault", "crash stage=1 step=9"), "holds an unknown"),
         (("--model", "gpt2:layers=6,width=16,heads=2"), "lacks"),
         (("--data", "embedded"), "another tokenizer"),
-        (("--lora-rank", "2"), "another model"),
     ],
     ids=lambda value: str(value),
 )

@@ -41,6 +41,15 @@ class ModelConfig(Section):
     lora_alpha: float = Field(16.0, gt=0)
     lora_targets: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _adapters_have_a_rank(self) -> Self:
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError(
+                f"--lora-target {', '.join(self.lora_targets)} names what to adapt, and without --lora-rank there are no "
+                "adapters; give --lora-rank N"
+            )
+        return self
+
 
 class DataConfig(Section):
     """`tokenizer` is a directory; without one: the model's own, or a byte-level BPE of `vocabulary` tokens trained here.

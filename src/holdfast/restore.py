@@ -96,13 +96,15 @@ def _check_same_model(path: Path, needed: Mapping[str, tuple[int, ...]], found: 
 
 _OF_THE_RUN = {
     ("training", "seed"): "--seed",
+    ("model", "lora_rank"): "--lora-rank",
+    ("model", "lora_alpha"): "--lora-alpha",
     ("data", "sequence_length"): "--seq-length",
     ("data", "train_part"): "data.train_part",
     ("data", "train_tokens"): "data.train_tokens",
     ("pipeline", "micro_batches"): "--micro-batches",
     ("pipeline", "micro_batch_size"): "--micro-batch-size",
 }
-"""What says which text each step sees, and the bits of all that is drawn: a run has one of each."""
+"""What says which text each step sees, what is trained, and the bits of all that is drawn: a run has one of each."""
 
 
 def check_same_run(snapshot: Snapshot, config: RunConfig, path: Path) -> None:

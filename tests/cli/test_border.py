@@ -120,7 +120,7 @@ ERRORS = [
 def test_errors_become_one_line_and_their_code(
     holdfast, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    def fail(model: str) -> None:
+    def fail(*_words: str) -> None:
         raise error
 
     monkeypatch.setattr("holdfast.cli.checkup.examine", fail)
@@ -133,7 +133,7 @@ def test_errors_become_one_line_and_their_code(
 
 
 def test_an_interrupt_is_no_defect(holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(model: str) -> None:
+    def interrupt(*_words: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("holdfast.cli.checkup.examine", interrupt)

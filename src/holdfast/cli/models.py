@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from holdfast.partition.overview import ModelOverview
 
 MIB = 2**20
+USUAL = 64
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,12 @@ def models(
     stages: Annotated[int, typer.Option("--stages", metavar="K", min=1, help="Stages to cut it into.")] = 6,
     micro_batches: Annotated[int, typer.Option("--micro-batches", metavar="M", min=1, help="Micro-batches in a step.")] = 4,
     micro_batch_size: Annotated[int, typer.Option("--micro-batch-size", metavar="B", min=1, help="Sequences in one.")] = 4,
-    seq_length: Annotated[int, typer.Option("--seq-length", metavar="S", min=2, help="Tokens in a sequence.")] = 64,
+    seq_length: Annotated[
+        int | None,
+        typer.Option(
+            "--seq-length", metavar="S", min=2, help=f"Tokens in a sequence (default: {USUAL}, or as many as the model takes)."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32 or bfloat16.")] = "float32",
     measure: Annotated[bool, typer.Option("--measure", help="Time each layer here instead of estimating its cost.")] = False,
 ) -> None:
@@ -42,8 +48,12 @@ def models(
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     require_known("--dtype", dtype, kinds)
     torch.set_num_threads(1)
-    batch = Batch(micro_batches, micro_batch_size, seq_length, kinds[dtype])
-    _show_overview(model_overview(describe(model, positions=seq_length), stages, batch, measure=measure))
+    source = describe(model, positions=seq_length)
+    tokens = seq_length or min(USUAL, source.positions or USUAL)
+    if source.from_scratch:  # it gets the positions that are needed
+        source = describe(model, positions=tokens)
+    batch = Batch(micro_batches, micro_batch_size, tokens, kinds[dtype])
+    _show_overview(model_overview(source, stages, batch, measure=measure))
 
 
 def _show_families() -> None:

@@ -47,7 +47,7 @@ class Lora:
             with torch.device(parameter.device):
                 peft.inject_adapter_in_model(chosen.peft_config(), model)
         except ValueError as error:
-            raise PartitionError(f"LoRA cannot adapt {', '.join(targets)} in this model: {error}") from error
+            raise PartitionError(_cannot_adapt(targets, model, str(error))) from error
         for name, adapter in model.named_parameters():
             if is_adapter(name):
                 adapter.data = adapter.data.to(parameter.dtype)
@@ -64,6 +64,13 @@ class Lora:
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
         )
+
+
+def _cannot_adapt(targets: tuple[str, ...], model: Any, error: str) -> str:
+    inside = [(name, module) for name, module in model.named_modules() if "." in name]  # and no head
+    matrices = {name.rpartition(".")[2]: None for name, module in inside if type(module).__name__ in ("Linear", "Conv1D")}
+    why = f"it has {', '.join(matrices)}" if not set(targets) & matrices.keys() else error
+    return f"LoRA cannot adapt {', '.join(targets)} in this model: {why}"
 
 
 def _peft() -> Any:

@@ -170,6 +170,11 @@ _CODE = {"auto_map", "attn_implementation", "experts_implementation", "custom_pi
 def read_config(files: Files) -> Any:
     """The library's config object from config.json, with every key that could choose code refused or dropped."""
     path = files.find(CONFIG)
+    if path is None and files.find("adapter_config.json") is not None:
+        raise CheckpointError(
+            f"{files.name} holds an adapter and no model; give a model's directory, such as that of adapter and base together "
+            "(peft: merge_and_unload, then save_pretrained)"
+        )
     if path is None:
         raise CheckpointError(f"{files.name} holds no config.json; a Hugging Face model directory is needed")
     try:
