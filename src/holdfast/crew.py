@@ -124,7 +124,7 @@ class Started(ABC):
             self._told_ended(name, "its process ended, and is not started again")
 
     def expect(self) -> Sequence[Endpoint]:
-        return [Endpoint(name, (name,), None) for name in self._starts if name not in self._banned]
+        return [Endpoint(name, (name,), None) for name in list(self._starts) if name not in self._banned]
 
     def key(self, name: str) -> bytes | None:
         return None

@@ -34,7 +34,7 @@ from holdfast.admission.invitations import Invitations
 from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Member, Offer, Roster
 from holdfast.config import RunConfig
-from holdfast.errors import CannotListen, SetupError
+from holdfast.errors import CannotListen, NetworkError, SetupError
 from holdfast.event import CheckpointWritten, Event, RunFinished, RunStarted, StepSealed
 from holdfast.evidence.authority import Authority
 from holdfast.evidence.request import DOOR
@@ -223,10 +223,11 @@ class Host:
         )
 
     def _at_the_door(self, line: str) -> None:
-        """A newcomer may connect before it is told that it may."""
+        """A newcomer may connect before it is told that it may; where the wire is closed already nobody can."""
         self.tell(line)
         if self._machines is not None:
-            self._machines.refresh()
+            with contextlib.suppress(NetworkError):
+                self._machines.refresh()
 
     def _judge(self, offer: Offer) -> str | None:
         """Why a machine is of no use to this run, from its own word; None where it may be.

@@ -10,6 +10,7 @@ It believes the coordinator about deployments, and keeps its name, its key and i
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from holdfast.transport import Endpoint, Notice
 from holdfast.worker import Worker
 
 TURN_S = 0.2
+CONNECT_S = 60.0
+"""How long the host's wire may take to answer at first: the host may have gone since it let this machine in."""
+
 CUT_OFF = "the host cannot be reached"
 DISMISSED = "dismissed: "
 """How the word of the coordinator begins in what `Station.run` answers."""
@@ -96,6 +100,7 @@ class Station:
         self._over: str | None = None
         self._failure: BaseException | None = None
         self._alone = ""
+        self._met = False
         self._worker: Worker | None = None
         self._handed = False
         self._blueprint: Blueprint | None = None
@@ -192,6 +197,7 @@ class Station:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        began = time.monotonic()
         try:
             while self._over is None:
                 alone = self._alone  # what the host said before it went is there by now
@@ -200,7 +206,10 @@ class Station:
                 if envelope is None:
                     if alone and self._alone:
                         raise NetworkError(alone)
+                    if not self._met and time.monotonic() - began > CONNECT_S:
+                        raise NetworkError(f"{CUT_OFF}: its wire did not answer within {CONNECT_S:g} s")
                     continue
+                self._met = True
                 if isinstance(envelope.message, ORDERS):
                     if envelope.sender == COORDINATOR:
                         self._orders.append(envelope)
@@ -221,7 +230,7 @@ class Station:
             if notice.kind in ("lost", "refused"):
                 self._alone = cut_off(notice)
             elif notice.kind == "up":
-                self._alone = ""
+                self._alone, self._met = "", True
 
     def _say(self, message: Present | Deployed | Tally) -> None:
         self._send(Envelope(self._part.name, COORDINATOR, message))

@@ -40,7 +40,7 @@ class Hub:
     def end(self, process: str, names: Sequence[str]) -> End:
         found = End(self, Endpoint(process, tuple(names), f"{process}:1"))
         self.ends[process] = found
-        for other in self.ends.values():
+        for other in list(self.ends.values()):
             other.stir()
         return found
 
@@ -49,7 +49,7 @@ class Hub:
         if changed is None:
             return
         envelope = changed
-        for process, end in self.ends.items():
+        for process, end in list(self.ends.items()):  # others may come meanwhile
             if envelope.recipient in end.me.names and not {process, sender.me.process} & self.cut:
                 end.queue.put((sender.generation, envelope))
 
@@ -178,7 +178,7 @@ class Threads:
         self._hub.cut.add(name)
 
     def expect(self) -> list[Endpoint]:
-        return [Endpoint(name, (name,), None) for name in self._stations]
+        return [Endpoint(name, (name,), None) for name in list(self._stations)]  # others may come meanwhile
 
     def key(self, name: str) -> bytes | None:
         """Of a stranger it is not known before it comes."""

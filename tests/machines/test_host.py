@@ -17,6 +17,8 @@ import pytest
 from holdfast import Experiment
 from holdfast.admission.control import ask, control_path
 from holdfast.admission.door import Door
+from holdfast.admission.invite import Invite
+from holdfast.admission.knock import knock
 from holdfast.admission.roster import FILE as ROSTER
 from holdfast.admission.roster import Offer, Roster
 from holdfast.config import resolve
@@ -27,6 +29,7 @@ from holdfast.evidence.identity import derived
 from holdfast.evidence.log import FILE
 from holdfast.host import Host, Premises
 from holdfast.report.tally import tell
+from holdfast.station import numerics_of
 from holdfast.toml import to_toml
 from holdfast.verify import referee
 
@@ -92,7 +95,7 @@ def test_a_host_that_was_stopped_goes_on_with_the_machines_and_the_invites_that_
             wait_for(lambda: len(again.deployed) == 3)
 
     run = tmp_path / "run"
-    first = Opened(run, at=stop)
+    first = Opened(run, Premises(f"127.0.0.1:{free_port()}", uses=4), at=stop)
     invite = first.invite()
     visitors += [Visitor(invite, tmp_path / name) for name in "ab"]
     stopped = first.end()
@@ -115,7 +118,7 @@ def test_a_door_that_has_moved_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     told: list[list[str]] = []
     doors = []
-    for port in (0, 0, free_port()):
+    for port in (free_port(), 0, free_port()):
         told.append([])
         host = Host(resolve(SMALL), tmp_path / "run", Premises(door=f"127.0.0.1:{port}"), told[-1].append)
         engine = host.engine()
@@ -173,6 +176,19 @@ def test_who_was_let_in_before_is_known_at_the_wire_before_the_door_opens(
             roster.enrol(derived(1, "one").public, Offer())
             roster.flush()
     assert known == [set(), {"w1"}]
+
+
+def test_a_door_that_outlives_the_wire_answers_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a host leaves: who knocked in that moment heard an error that sent it away for good."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    told: list[str] = []
+    host = Host(resolve(SMALL), tmp_path / "run", Premises(), told.append)
+    host.engine().close()
+    invite = Invite.parse(re.findall(r"holdfast1:\S+", told[-1])[0])
+    assert knock(invite, derived(1, "one"), Offer(numerics=numerics_of("cpu"))).name == "w1"
+    with pytest.raises(NetworkError, match="opens nothing here"):
+        knock(invite, derived(1, "two"), Offer(numerics=numerics_of("cpu")))
+    host.close()
 
 
 def test_what_status_shows_is_in_the_words_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

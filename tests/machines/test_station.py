@@ -84,3 +84,13 @@ def test_who_is_refused_and_then_let_in_goes_on() -> None:
     line.letters.insert(0, None)  # type: ignore[arg-type]  # a turn in which nothing comes
     line.news = [[Notice("host", "refused", "a stranger", 0.0)], [Notice("host", "up", "direct", 0.0)]]
     assert station(line).run() == "dismissed: the run is over"
+
+
+@pytest.mark.timeout(60)
+def test_a_host_that_went_after_it_had_let_a_machine_in_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ever comes, and no notice, for there was no link that could be lost."""
+    monkeypatch.setattr("holdfast.station.CONNECT_S", 0.1)
+    line = Line()
+    line.news = []
+    with pytest.raises(NetworkError, match=r"cannot be reached: its wire did not answer within 0\.1 s"):
+        station(line).run()

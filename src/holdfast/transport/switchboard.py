@@ -28,6 +28,9 @@ from holdfast.transport.upkeep import Upkeep
 HELLO_S = 5.0
 """How long somebody who is connected may take to say hello."""
 
+LONGEST_TURN_S = 0.05
+"""Of a turn of the loop that took longer only this counts as lingering: who stood still could not send."""
+
 
 class Switchboard:
     """Called on its event loop only, but for the mailbox that it fills. `sessions` and `flow` are for the transport, too."""
@@ -73,19 +76,21 @@ class Switchboard:
         """Say goodbye after what is queued, for at most the lingering time, and close everything."""
         self._closing = True
         tasks = self.dialling.close(self._conversations)
-        deadline = time.monotonic() + self._options.linger_s
+        left_s = self._options.linger_s
         paths = [path for link in self.sessions.links.values() for path in paths_of(link)]
         for way in ("relayed", "direct"):  # through the relay first, while it still listens
             leaving = [path for path in paths if path.way == way]
             for path in leaving:
                 path.leaving = True
                 path.kick()
-            while time.monotonic() < deadline and any(path.leaving for path in leaving if path.link is not None):
+            while left_s > 0 and any(path.leaving for path in leaving if path.link is not None):
+                before = time.monotonic()
                 await asyncio.sleep(0.005)
+                left_s -= min(LONGEST_TURN_S, time.monotonic() - before)
         for connection in list(self.sessions.ways.connections.values()):
             connection.finish("left")
         if self._conversations:
-            await asyncio.wait(self._conversations, timeout=max(0.1, deadline - time.monotonic()))
+            await asyncio.wait(self._conversations, timeout=max(0.1, left_s))
         tasks += [self._clock] if self._clock else []
         for task in [*tasks, *self._conversations]:
             task.cancel()
