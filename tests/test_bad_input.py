@@ -565,7 +565,7 @@ def test_the_process_itself(place: Path, words: tuple[str, ...], code: int) -> N
         *(() if "--resume" in words else ("--out", "out")),
     ]
     before = contents(place)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert (done.returncode, done.stdout) == (code, "")
     assert len(done.stderr.splitlines()) == 1
     assert contents(place) == before

@@ -229,7 +229,7 @@ class Station:
                 continue
             if notice.kind in ("lost", "refused"):
                 self._alone = cut_off(notice)
-            elif notice.kind == "up":
+            elif notice.kind == "up" and not self._met:  # a host that is up again has started anew, and wants a new station
                 self._alone, self._met = "", True
 
     def _say(self, message: Present | Deployed | Tally) -> None:

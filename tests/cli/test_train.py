@@ -107,22 +107,23 @@ def test_one_interrupt_leaves_a_checkpoint_and_a_resumed_run_ends_as_if_nothing_
 
 HELD = """
 import sys, threading
+from holdfast.chronicle import Chronicle
 from holdfast.cli.main import main
 from holdfast.event import StepSealed
 from holdfast.trainer import Trainer
 
-stop, tell, stopped = Trainer.stop, Trainer._tell, threading.Event()
+stop, tell, stopped = Trainer.stop, Chronicle.tell, threading.Event()
 
 def hear(trainer):
     stop(trainer)
     stopped.set()
 
-def held(trainer, event, seconds):
-    tell(trainer, event, seconds)
+def held(chronicle, event, seconds=0.0):
+    tell(chronicle, event, seconds)
     if isinstance(event, StepSealed) and event.step == 5:
         stopped.wait(600)
 
-Trainer.stop, Trainer._tell = hear, held
+Trainer.stop, Chronicle.tell = hear, held
 main(sys.argv[1:])
 """
 """The command, which does not end by itself: after its sixth step of eight it waits until it is stopped."""

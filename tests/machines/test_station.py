@@ -87,6 +87,18 @@ def test_who_is_refused_and_then_let_in_goes_on() -> None:
 
 
 @pytest.mark.timeout(60)
+def test_a_host_that_started_anew_behind_its_wire_is_another_one() -> None:
+    """It knows nothing of this station, which has to come to it as any other does."""
+    line = Line()
+    line.news = [
+        [Notice("host", "up", "direct", 0.0)],
+        [Notice("host", "lost", "it started anew", 0.0), Notice("host", "up", "direct", 0.0)],
+    ]
+    with pytest.raises(NetworkError, match="cannot be reached: it started anew"):
+        station(line).run()
+
+
+@pytest.mark.timeout(60)
 def test_a_host_that_went_after_it_had_let_a_machine_in_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing ever comes, and no notice, for there was no link that could be lost."""
     monkeypatch.setattr("holdfast.station.CONNECT_S", 0.1)
