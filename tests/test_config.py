@@ -23,6 +23,7 @@ def test_the_defaults_stand_alone():
     ("tables", "complaint"),
     [
         ({"trainin": {"steps": 3}}, r"unknown setting 'trainin'; here stand: model, data"),
+        ({"9" * 5000: 3}, r"unknown setting '9{80}\.\.\.'; here stand: model"),
         ({"training": {"step": 3}}, r"unknown setting 'training.step'; here stand: steps, seed, evaluate_every"),
         ({"attack": [{"spec": "zeros", "rat": 1}]}, r"unknown setting 'attack.0.rat'; here stand: spec, rate"),
         ({"training": {"steps": 0}}, r"training.steps: .*greater than or equal to 1, got 0"),

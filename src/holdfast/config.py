@@ -25,6 +25,10 @@ Placement = Literal["listed", "measured"]
 BanPolicy = Literal["never", "quarantine", "ban"]
 
 
+LONGEST_NAME = 80
+"""Signs of a name that nobody knows which are worth showing."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -313,7 +317,7 @@ def resolve(tables: Mapping[str, Any]) -> RunConfig:
 
 
 def _explain(detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
+    where = _brief(".".join(str(part) for part in detail["loc"]))
     if detail["type"] == "extra_forbidden":
         *parents, _key = detail["loc"]
         section: Any = RunConfig
@@ -324,6 +328,10 @@ def _explain(detail: Any) -> str:
         return f"unknown setting {where!r}; here stand: {known}"
     message = detail["msg"].removeprefix("Value error, ")
     return message if detail["type"] == "value_error" else f"{where}: {message}, got {_shown(detail['input'])}"
+
+
+def _brief(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
 
 
 def _shown(value: Any) -> str:

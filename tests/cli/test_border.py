@@ -25,6 +25,15 @@ def test_python_m_is_the_same_command() -> None:
     assert done.stdout == f"holdfast {package.__version__}\n"
 
 
+def test_an_error_does_not_fill_the_screen(holdfast, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("".join(f"{letter * 70} = 1\n" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    outcome = holdfast("train", str(config))
+    assert outcome.code == 2
+    assert len(outcome.err) < 3200
+    assert "--debug shows it" in outcome.err
+
+
 def test_help_names_every_command_of_the_contract(holdfast) -> None:
     outcome = holdfast("--help")
     assert outcome.code == 0

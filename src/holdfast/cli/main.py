@@ -72,6 +72,10 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(new.app, name="new")
 
 
+LONGEST_ERROR = 3000
+"""Signs of an error that are shown: a file may have put anything into it."""
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     words, debug = _without_debug(sys.argv[1:] if arguments is None else arguments)
@@ -101,6 +105,8 @@ def _fail(message: str, code: int, *, debug: bool) -> NoReturn:
         import traceback
 
         traceback.print_exc()
+    elif len(message) > LONGEST_ERROR:
+        message = f"{message[:LONGEST_ERROR]}... (and more; --debug shows it)"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
