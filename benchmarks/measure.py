@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
 
 from holdfast.cluster import Cluster, Deployment
 from holdfast.config import resolve
 from holdfast.job import Job, prepare
+from holdfast.sweep.environment import environment as recorded
 from holdfast.toml import assign
 
 COMMON = ["data.name=synthetic:order=1,symbols=32,tokens=200000"]
@@ -40,18 +37,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides its command."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
-    }
+    """What a figure depends on, in the words of every record; a benchmark may have more than one thread."""
+    command = " ".join(["python", *sys.argv])
+    return {**recorded(), "command": command, "threads": torch.get_num_threads()}
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

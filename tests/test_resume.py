@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from holdfast import Experiment
 from holdfast.chronicle import Chronicle
-from holdfast.cli.main import main
 from holdfast.config import resolve
 from holdfast.digest import weights_digest
 from holdfast.errors import CheckpointError
@@ -32,6 +31,8 @@ from holdfast.report import read_run
 from holdfast.report.jsonl import JsonlReport, read_report
 from holdfast.result import RunResult
 from holdfast.trainer import Trainer
+
+from .whole import command, tree
 
 WORDS = ("oak", "birch", "willow", "pine", "holly", "hazel", "rowan", "alder")
 TINY: dict[str, Any] = {
@@ -160,16 +161,6 @@ def interrupted(settings: dict[str, Any], out: Path, after: int) -> RunResult:
 
     experiment = Experiment(**settings, out=str(out), observers=[watch])
     return experiment.run()
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def command(*words: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(list(words))
-    return int(left.value.code or 0)
 
 
 def survive(settings: dict[str, Any], root: Path, seeds: range) -> None:

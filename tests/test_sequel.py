@@ -13,13 +13,14 @@ import pytest
 
 from holdfast import Experiment
 from holdfast.chronicle import Chronicle
-from holdfast.cli.main import main
 from holdfast.config import resolve
 from holdfast.errors import ConfigError
 from holdfast.event import Event, StepSealed
 from holdfast.evidence.log import FILE, EvidenceLog, is_in_use
 from holdfast.host import Host, Premises
 from holdfast.toml import to_toml
+
+from .whole import command, tree
 
 TINY: dict[str, Any] = {
     "model": "gpt2:layers=4,width=16,heads=2",
@@ -32,16 +33,6 @@ TINY: dict[str, Any] = {
     "steps": 4,
     "checkpoint_every": 2,
 }
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def command(*words: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(list(words))
-    return int(left.value.code or 0)
 
 
 def status(capsys: pytest.CaptureFixture[str], out: Path) -> str:

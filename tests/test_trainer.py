@@ -19,7 +19,7 @@ from holdfast.event import CheckpointWritten, Evaluated, Event, RolledBack, RunS
 from holdfast.optimizer import learning_rate
 from holdfast.report import RunRecord
 from holdfast.result import RunResult
-from holdfast.trainer import MAX_ROLLBACKS
+from holdfast.trainer import MAX_ROLLBACKS, prepare_tested
 
 WORDS = ("oak", "birch", "willow", "pine", "holly", "hazel", "rowan", "alder")
 TINY: dict[str, Any] = {
@@ -299,3 +299,16 @@ def test_two_runs_at_once_do_not_meet(tiny: dict[str, Any], once: tuple[RunResul
     assert outer.run().weights_digest == inner[0].weights_digest == once[0].weights_digest
     assert isinstance(outer.record, RunRecord)
     assert outer.record.result["attacked_claims"] == 0 < inner[0].attacked_claims
+
+
+def test_the_self_test_is_pinned_as_the_run_will_be(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever prepares a job does so before the run: on a GPU the test then ran without deterministic kernels."""
+    seen: list[int] = []
+    monkeypatch.setattr("holdfast.trainer.self_test", lambda *_given: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prepare_tested(Experiment(**tiny).config)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)

@@ -109,18 +109,19 @@ def _octets_of_all(tensors: Sequence[Tensor]) -> Iterable[Tensor]:
 def _in_few_copies(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """One at a time, each tensor of a GPU would wait for all that was asked of it before."""
     waiting: list[Tensor] = []
+    size = 0
     for tensor in tensors:
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        if waiting and sum(map(len, waiting)) + len(flat) > AT_ONCE:
+        if waiting and size + len(flat) > AT_ONCE:
             yield from _copied(waiting)
-            waiting = []
+            waiting, size = [], 0
         waiting.append(flat)
+        size += len(flat)
     yield from _copied(waiting)
 
 
-def _copied(flat: Sequence[Tensor]) -> Iterator[Tensor]:
-    if flat:
-        yield from torch.split(torch.cat(list(flat)).cpu(), [len(each) for each in flat])
+def _copied(flat: list[Tensor]) -> Iterable[Tensor]:
+    return torch.split(torch.cat(flat).cpu(), [len(each) for each in flat]) if flat else ()
 
 
 def _octets(tensor: Tensor) -> Tensor:

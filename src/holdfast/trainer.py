@@ -31,7 +31,6 @@ from holdfast.errors import FaultWindowExceeded, NotEnoughMemory
 from holdfast.evaluate import Evaluation, evaluate
 from holdfast.event import (
     Evaluated,
-    Event,
     JournalSetAside,
     Resumed,
     Reunited,
@@ -164,7 +163,7 @@ class Trainer:
             step_seconds=pace.measured_s,
         )
         result = self._chronicle.before.plus(here)
-        self._tell(RunFinished(result.weights_digest, result.to_json()))
+        self._chronicle.tell(RunFinished(result.weights_digest, result.to_json()))
         return result
 
     def _go_on(self, keeper: Keeper) -> States:
@@ -197,7 +196,7 @@ class Trainer:
             self._standing.lost -= set(self._return.workers)
         keeper.open(version_in(states))
         if self._resume is not None:
-            self._tell(Resumed(version_in(states)))
+            self._chronicle.tell(Resumed(version_in(states)))
         self._notary = open_notary(self.run_id, self._config, self._identity)
         return Safekeeping(keeper, chronicle, commits, on_disk=out is not None), states
 
@@ -285,13 +284,13 @@ class Trainer:
         if self._return is not None and version_in(states) < self._return.commit.version:
             self._chronicle.before = self._chronicle.before.back_to(version_in(states) * job.batches.tokens_per_step)
         self._chronicle.measure(cluster)
-        self._tell(RolledBack(step, version_in(states), reason))
+        self._chronicle.tell(RolledBack(step, version_in(states), reason))
         return states
 
     def _evaluate(self, job: Job, states: States, step: int) -> Evaluation:
         model = whole_model(job.source.config, _united(states), job.lora).to(self._config.model.device)
         score = evaluate(model, job.validation)
-        self._tell(Evaluated(step, score.perplexity, score.bits_per_byte))
+        self._chronicle.tell(Evaluated(step, score.perplexity, score.bits_per_byte))
         return score
 
     # -- deployments -------------------------------------------------------------------------------------------------
@@ -299,7 +298,7 @@ class Trainer:
     def _open_deployments(self, job: Job, safe: Safekeeping, states: States) -> Deployments:
         assert self._engine is not None
         workers = None if self._return is None else self._return.workers
-        steward = Steward(job, self._engine, self._tell, cuts=self._likeness is None, workers=workers)
+        steward = Steward(job, self._engine, self._chronicle.tell, cuts=self._likeness is None, workers=workers)
         return Deployments(
             self._engine,
             steward,
@@ -361,9 +360,6 @@ class Trainer:
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def _tell(self, event: Event) -> None:
-        self._chronicle.tell(event)
-
     def _announce(self, version: int, job: Job) -> None:
         """Once: what is going to be trained, and where it goes on."""
         if self._announced:
@@ -372,11 +368,11 @@ class Trainer:
         plan, stages = job.plan, self._config.pipeline.stages
         shown = [f"{layer_words(its)}, {n:,} parameters" for its, n in zip(plan.layers, plan.parameter_counts, strict=True)]
         names = names_of_workers(stages)
-        self._tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names))
+        self._chronicle.tell(RunStarted(self.run_id, tuple(sys.argv), environment(job), plan.parameters, tuple(shown), names))
         if self._return is not None:
-            self._tell(Reunited(self._return.commit.version, self._return.workers))
+            self._chronicle.tell(Reunited(self._return.commit.version, self._return.workers))
         elif self._set_aside is not None:
-            self._tell(JournalSetAside(version, self._set_aside))
+            self._chronicle.tell(JournalSetAside(version, self._set_aside))
 
 
 def _likeness(job: Job) -> Likeness | None:
@@ -390,7 +386,8 @@ def _likeness(job: Job) -> Likeness | None:
 def prepare_tested(config: RunConfig) -> Job:
     """What a run needs, and the proof that its model computes split what it computes whole; raises SelfTestFailed."""
     job = prepare(config)
-    self_test(job.source.config, min(3, config.pipeline.stages), job.dtype, config.model.device)
+    with pinned(config.model.device):  # as the run will be, whoever prepares it
+        self_test(job.source.config, min(3, config.pipeline.stages), job.dtype, config.model.device)
     return job
 
 
