@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from holdfast.admission.address import Address, check_listen
 from holdfast.errors import CannotListen, MissingExtra
+from holdfast.served import Served
 
 MOST_AT_ONCE = 8
 PATIENCE_S = 5.0
@@ -25,7 +26,7 @@ class Source(Protocol):
     def health(self) -> dict[str, Any]: ...
 
 
-class MetricsServer:
+class MetricsServer(Served):
     """Answers scrapes of `metrics` at `address` (port 0: any free one) in threads of its own; close it, or use it as a context.
 
     Raises ConfigError for an address that other machines reach unless `exposed`, MissingExtra without the client library,
@@ -40,26 +41,11 @@ class MetricsServer:
         self._registry.register(metrics)
         self._metrics = metrics
         try:
-            self._server = _Server(wanted, self)
+            server = _Server(wanted, self)
         except OSError as error:
             raise CannotListen(str(wanted), (error.strerror or str(error)).lower(), "--metrics") from None
-        self.address = Address(wanted.host, int(self._server.server_address[1]))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="holdfast metrics", daemon=True
-        )
-        self._thread.start()
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop to listen. A second call does nothing."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.address = Address(wanted.host, int(server.server_address[1]))
+        super().__init__(server, "holdfast metrics", poll_s=0.2)
 
     def answer(self, path: str, accept: str) -> tuple[bytes, str] | None:
         """Body and content type of a page; None where there is none."""

@@ -43,6 +43,7 @@ from typing import Any
 import msgspec
 
 from holdfast.errors import ConfigError, HoldfastError, NetworkError, SetupError
+from holdfast.served import Served
 
 FILE = "control.sock"
 MOST_REQUEST_BYTES = 64 << 10
@@ -74,7 +75,7 @@ def control_path(run: Path) -> Path:
     return run / FILE
 
 
-class ControlServer:
+class ControlServer(Served):
     """Answers requests with `handlers`, each called with the request's arguments in a thread of its own.
 
     A handler's HoldfastError reaches who asked, with its exit code; of any other error only the kind does. Use as a context.
@@ -90,24 +91,15 @@ class ControlServer:
         self._short: Path | None = None
         check_alone(path)
         try:
-            self._server = _Server(str(self._bindable()), self)
+            server = _Server(str(self._bindable()), self)
         except OSError as error:
             self._unlink()
             raise SetupError(f"cannot listen at {path}: {error.strerror or error}") from None
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> ControlServer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+        super().__init__(server, "holdfast control", poll_s=0.1)
 
     def close(self) -> None:
         """Answer who is being answered, and leave no socket behind."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().close()
         self._unlink()
 
     def _bindable(self) -> Path:
